@@ -1,0 +1,33 @@
+// Outputs of the kernels.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace mixer_kernels {
+
+// An uninitialised tensor like x. On the CPU, from 32 MiB on, the C library maps every allocation afresh, and the page
+// faults of 4 KiB pages then take several times as long as the kernel that fills them: ask for 2 MiB pages.
+inline at::Tensor empty_output_like(const at::Tensor& x) {
+  at::Tensor y = at::empty_like(x);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr size_t kAlwaysMapped = size_t{32} << 20;
+  constexpr uintptr_t kPage = 4096;
+  if (y.is_cpu() && y.nbytes() >= kAlwaysMapped) {
+    const auto begin = (reinterpret_cast<uintptr_t>(y.mutable_data_ptr()) + kPage - 1) & ~(kPage - 1);
+    const auto end = reinterpret_cast<uintptr_t>(y.mutable_data_ptr()) + y.nbytes();
+    // Advice: a kernel without huge pages refuses, and nothing is lost.
+    madvise(reinterpret_cast<void*>(begin), (end - begin) & ~(kPage - 1), MADV_HUGEPAGE);
+  }
+#endif
+  return y;
+}
+
+}  // namespace mixer_kernels

@@ -1,0 +1,40 @@
+// The table of contents: the schema of every op, and the Python module `_C`, whose import registers them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/library.h>
+
+#include <string>
+
+#include "common/isa.h"
+
+#ifndef MIXER_KERNELS_CUDA_ARCHS
+#define MIXER_KERNELS_CUDA_ARCHS ""
+#endif
+
+TORCH_LIBRARY(mixer_kernels, m) {
+  // directions: one code a channel group, as in csrc/spatial_shift/spatial_shift.h
+  m.def("spatial_shift_fwd(Tensor x, int[] directions) -> Tensor");
+  m.def("spatial_shift_fwd_(Tensor(a!) x, int[] directions) -> ()");
+  m.def("spatial_shift_bwd(Tensor dy, int[] directions) -> Tensor");
+  m.def("spatial_shift_bwd_(Tensor(a!) dy, int[] directions) -> ()");
+}
+
+namespace mixer_kernels {
+namespace {
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["compiler"] = __VERSION__;
+  info["cuda_archs"] = MIXER_KERNELS_CUDA_ARCHS;
+  info["cpu_isa"] = isa_name(cpu_isa());
+  return info;
+}
+
+}  // namespace
+}  // namespace mixer_kernels
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of mixer_kernels; importing it registers torch.ops.mixer_kernels.*";
+  m.def("build_info", &mixer_kernels::build_info,
+        "Compiler, CUDA architectures (empty without CUDA) and the instruction set that the CPU kernels use here.");
+}

@@ -1,0 +1,98 @@
+"""Choosing a backend: argument > ``use_backend()`` context > automatic order. Names no op."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mixer_kernels.ops import _native, _triton
+
+logger = logging.getLogger("mixer_kernels")
+
+NATIVE = "native"
+TRITON = "triton"
+REFERENCE = "reference"
+BACKENDS = (NATIVE, TRITON, REFERENCE)
+
+# A plain global, because torch.compile guards on it and recompiles when it changes. It does not trace ContextVar.get, and
+# does not guard on the attributes of a thread-local.
+_requested: str | None = None
+
+
+def check_backend(caller: str, backend: str | None) -> None:
+    """Raise ValueError unless ``backend`` is None or one of :data:`BACKENDS`."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"{caller}: backend must be one of {BACKENDS} or None, got {backend!r}")
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Ask for a backend in every op called inside the ``with`` block.
+
+    A ``backend=`` argument wins over the context; None restores the automatic choice. As with the argument, an op
+    that cannot run on the named backend raises instead of falling back. The request holds for every thread of the
+    process.
+
+    Args:
+        name: "native", "triton", "reference" or None.
+
+    Raises:
+        ValueError: the name is not a backend.
+    """
+    check_backend("use_backend", name)
+    global _requested
+    before, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+def available_backends(device: torch.device | str | None = None) -> tuple[str, ...]:
+    """Return the backends that can run on a device, fastest first.
+
+    Args:
+        device: the device to ask about; by default "cuda" if PyTorch sees a GPU, else "cpu".
+
+    Returns:
+        A tuple of names out of "native", "triton" and "reference"; the last is always there.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    reasons = {NATIVE: _native.why_not(where), TRITON: _triton.why_not(where), REFERENCE: None}
+    return tuple(name for name in BACKENDS if reasons[name] is None)
+
+
+def choose(op: str, backend: str | None, order: Sequence[str], implementations: Mapping[str, Any], *args: Any) -> str:
+    """Return the name of the implementation that runs this call.
+
+    Args:
+        op: the op's name, for messages.
+        backend: the caller's explicit request, or None.
+        order: names in the automatic order of this device; the reference stands behind them and takes everything.
+        implementations: name -> module with ``why_not(*args) -> str | None``; the reference is not among them.
+        *args: what ``why_not`` looks at.
+
+    Raises:
+        ValueError: the request is not a backend.
+        RuntimeError: the requested backend cannot take these arguments.
+    """
+    check_backend(op, backend)
+    name = backend if backend is not None else _requested
+    if name == REFERENCE:
+        return REFERENCE
+    if name is not None:
+        reason = implementations[name].why_not(*args)
+        if reason is not None:
+            raise RuntimeError(f"{op}: backend {name!r} cannot run this call: {reason}")
+        return name
+    for name in order:
+        reason = implementations[name].why_not(*args)
+        if reason is None:
+            return name
+        if not torch.compiler.is_compiling():
+            logger.debug("%s: skipping %s: %s", op, name, reason)
+    return REFERENCE

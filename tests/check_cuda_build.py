@@ -1,0 +1,154 @@
+"""Checks a CUDA build of the extension, without a GPU: ops registered, no spills, registers within the limits below.
+
+Run with the Python of an environment where mixer_kernels is installed with its CUDA kernels:
+
+    python tests/check_cuda_build.py
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Limit(NamedTuple):
+    """What a kernel may take: registers a thread, and instructions that some instance must hold."""
+
+    registers: int
+    instructions: tuple[str, ...] = ()
+
+
+# By kernel name. A multiprocessor has 65536 registers.
+LIMITS = {
+    # 3 blocks of 256 threads: one wave of the published shape, 96 KB in flight; 16-byte accesses both ways.
+    "spatial_shift_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
+}
+
+
+class Kernel(NamedTuple):
+    """One kernel's line in the resource report."""
+
+    symbol: str
+    registers: int
+    stack: int
+    local: int
+
+    @property
+    def name(self) -> str:
+        return next((name for name in LIMITS if name in self.symbol), self.symbol)
+
+
+def find_cuobjdump() -> str:
+    """The toolkit's, else the one that Triton's wheel carries."""
+    if path := shutil.which("cuobjdump"):
+        return path
+    spec = find_spec("triton")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        if path.exists():
+            return str(path)
+    sys.exit("check_cuda_build: cuobjdump was not found (it comes with the CUDA toolkit and with Triton)")
+
+
+def dump(cuobjdump: str, library: Path, *options: str) -> str:
+    return subprocess.run([cuobjdump, *options, str(library)], capture_output=True, text=True, check=True).stdout
+
+
+def by_arch(text: str) -> dict[str, str]:
+    """The report of each architecture's code."""
+    parts = re.split(r"^arch = (sm_\w+)$", text, flags=re.MULTILINE)
+    reports: dict[str, str] = {}
+    for arch, report in zip(parts[1::2], parts[2::2], strict=True):
+        reports[arch] = reports.get(arch, "") + report
+    return reports
+
+
+def kernels_of(report: str) -> list[Kernel]:
+    pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
+    return [
+        Kernel(symbol, int(reg), int(stack), int(local)) for symbol, reg, stack, local in re.findall(pattern, report)
+    ]
+
+
+def unregistered_ops() -> list[str]:
+    """The ops of the table of contents that have no CUDA kernel."""
+    schemas = (ROOT / "csrc" / "library.cpp").read_text()
+    ops = re.findall(r'm\.def\("(\w+)\(', schemas)
+    if not ops:
+        return ["csrc/library.cpp declares no op"]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [f"{op} has no CUDA kernel" for op in ops if not has_kernel(f"mixer_kernels::{op}", "CUDA")]
+
+
+def wrong_resources(arch: str, kernels: list[Kernel]) -> list[str]:
+    problems = [f"{arch}: no {name}" for name in LIMITS if name not in {kernel.name for kernel in kernels}]
+    for kernel in kernels:
+        if kernel.name not in LIMITS:
+            problems.append(f"{arch}: {kernel.symbol} has no line in LIMITS")
+        elif kernel.registers > LIMITS[kernel.name].registers:
+            problems.append(
+                f"{arch}: {kernel.symbol} takes {kernel.registers} registers, not {LIMITS[kernel.name].registers}"
+            )
+        if kernel.stack or kernel.local:
+            problems.append(
+                f"{arch}: {kernel.symbol} has {kernel.stack} bytes of stack, {kernel.local} of local memory"
+            )
+    return problems
+
+
+def missing_instructions(arch: str, sass: str) -> list[str]:
+    """Instructions that no instance of their kernel holds, and any access to local memory."""
+    functions = re.split(r"^\s*Function : (\S+)$", sass, flags=re.MULTILINE)
+    bodies: dict[str, str] = dict.fromkeys(LIMITS, "")
+    problems = []
+    for symbol, body in zip(functions[1::2], functions[2::2], strict=True):
+        name = next((name for name in LIMITS if name in symbol), None)
+        if name is not None:
+            bodies[name] += body
+        if re.search(r"\b(LDL|STL)\b", body):
+            problems.append(f"{arch}: {symbol} reads or writes local memory")
+    for name, limit in LIMITS.items():
+        problems += [f"{arch}: {name} never uses {code}" for code in limit.instructions if code not in bodies[name]]
+    return problems
+
+
+def main() -> None:
+    extension = import_module("mixer_kernels._C")
+    library = Path(extension.__file__)
+    problems = unregistered_ops()
+
+    cuobjdump = find_cuobjdump()
+    with ThreadPoolExecutor(2) as pool:
+        resources, sass = pool.map(lambda option: dump(cuobjdump, library, option), ("--dump-resource-usage", "-sass"))
+    reports = {arch: kernels_of(report) for arch, report in by_arch(resources).items()}
+    if not reports:
+        problems.append("the library holds no CUDA code")
+    for arch, kernels in reports.items():
+        problems += wrong_resources(arch, kernels)
+        for name in LIMITS:
+            registers = [kernel.registers for kernel in kernels if kernel.name == name]
+            print(f"{arch:8} {name:24} {len(registers):3} instances, {min(registers, default=0)} to "
+                  f"{max(registers, default=0)} registers")  # fmt: skip
+    for arch, code in by_arch(sass).items():
+        problems += missing_instructions(arch, code)
+
+    for problem in problems:
+        print(f"check_cuda_build: {problem}", file=sys.stderr)
+    if problems:
+        sys.exit(1)
+    print("check_cuda_build: ok")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Devices and backends of this machine, as parameters of every op's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import mixer_kernels
+
+GPU = torch.cuda.is_available()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that names ``device`` (and ``backend``) on every kernel backend that this machine has."""
+    names = metafunc.fixturenames
+    on_gpu = metafunc.definition.get_closest_marker("gpu") is not None
+    devices = ["cuda"] if on_gpu else ["cpu", *(["cuda"] if GPU else [])]
+    if "backend" in names:
+        cases = [
+            (device, backend)
+            for device in devices
+            for backend in mixer_kernels.available_backends(device)
+            # The interpreter has tests of its own, on shapes that it can take.
+            if backend != "reference" and (device, backend) != ("cpu", "triton")
+        ]
+        if "device" in names:
+            metafunc.parametrize(("device", "backend"), cases)
+        else:
+            metafunc.parametrize("backend", sorted({backend for _, backend in cases}))
+    elif "device" in names:
+        metafunc.parametrize("device", devices)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not GPU:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _poison_and_seed() -> Iterator[None]:
+    # Deterministic mode fills uninitialised memory with NaN: an output element that no kernel wrote shows.
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

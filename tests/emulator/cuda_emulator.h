@@ -1,0 +1,373 @@
+// Runs CUDA kernels on the CPU, to prove them where there is no GPU; README.md beside this says what it checks.
+// Include it in one translation unit of a program: csrc/common/cuda.cuh does, under a host compiler.
+#pragma once
+
+#include <link.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+// Thread-local storage is one block of memory, templates' variables included, so that it can be filled with NaN.
+#define __shared__ static thread_local
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace emulator {
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kGuardBytes = 4096;
+constexpr unsigned kFullMask = 0xffffffffu;
+
+// Where a thread waits. Two threads meet only at the same place of the source and in the same phase of it.
+struct Place {
+  const char* file;
+  int line;
+  int phase;
+  bool whole_block;
+  unsigned mask;
+
+  bool operator==(const Place& other) const {
+    return std::strcmp(file, other.file) == 0 && line == other.line && phase == other.phase &&
+           whole_block == other.whole_block && mask == other.mask;
+  }
+};
+
+enum class State { kReady, kWaiting, kDone };
+
+struct Thread {
+  char* stack = nullptr;
+  ucontext_t context;
+  void* fake_stack = nullptr;
+  State state = State::kReady;
+  Place place{};
+  uint64_t exchanged = 0;  // what this lane offers in a shuffle
+};
+
+// One block at a time: its threads, who runs, and its dynamic shared memory.
+inline std::vector<Thread> threads;
+inline int current = -1;
+inline ucontext_t scheduler;
+inline const void* scheduler_stack = nullptr;
+inline size_t scheduler_stack_bytes = 0;
+inline std::function<void()> body;
+inline void* dynamic_shared = nullptr;
+inline std::mt19937 random_engine;
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "emulator: %s; block (%u, %u, %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z);
+  const Place* last = nullptr;
+  for (size_t i = 0; i < threads.size(); ++i) {
+    const Thread& thread = threads[i];
+    const bool waits = thread.state == State::kWaiting;
+    const bool repeats = waits ? last != nullptr && *last == thread.place : i > 0 && last == nullptr;
+    if (!repeats && waits) {
+      std::fprintf(stderr, "  from thread %zu on: waiting at %s:%d\n", i, thread.place.file, thread.place.line);
+    } else if (!repeats) {
+      std::fprintf(stderr, "  from thread %zu on: %s\n", i, thread.state == State::kDone ? "exited" : "running");
+    }
+    last = waits ? &thread.place : nullptr;
+  }
+  std::_Exit(1);
+}
+
+inline void to_scheduler() {
+  Thread& self = threads[current];
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(self.state == State::kDone ? nullptr : &self.fake_stack, scheduler_stack,
+                                 scheduler_stack_bytes);
+#endif
+  swapcontext(&self.context, &scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(self.fake_stack, nullptr, nullptr);
+#endif
+}
+
+inline void thread_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+#endif
+  body();
+  threads[current].state = State::kDone;
+  to_scheduler();
+}
+
+inline void start(Thread& thread) {
+  if (thread.stack == nullptr) {
+    void* memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory for a stack");
+    mprotect(memory, kGuardBytes, PROT_NONE);
+    thread.stack = static_cast<char*>(memory) + kGuardBytes;
+  }
+#if defined(__SANITIZE_ADDRESS__)
+  // The last thread on this stack never returned from its frames.
+  __asan_unpoison_memory_region(thread.stack, kStackBytes);
+#endif
+  thread.state = State::kReady;
+  getcontext(&thread.context);
+  thread.context.uc_stack.ss_sp = thread.stack;
+  thread.context.uc_stack.ss_size = kStackBytes;
+  thread.context.uc_link = nullptr;
+  makecontext(&thread.context, thread_main, 0);
+  // AddressSanitizer forgets what it knows of a stack whenever it is switched to, if it learns the size here.
+  thread.context.uc_stack.ss_size = 0;
+}
+
+inline void run(int index) {
+  current = index;
+  const unsigned i = static_cast<unsigned>(index);
+  threadIdx = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+  Thread& thread = threads[index];
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, thread.stack, kStackBytes);
+#endif
+  swapcontext(&scheduler, &thread.context);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+}
+
+// Whether everybody for whom `place` waits has come to it.
+inline bool complete(const Place& place, int warp) {
+  const int count = static_cast<int>(threads.size());
+  const int first = place.whole_block ? 0 : warp * warpSize;
+  const int end = place.whole_block ? count : std::min(count, first + warpSize);
+  for (int i = first; i < end; ++i) {
+    if (!place.whole_block && !(place.mask >> (i - first) & 1)) continue;
+    if (threads[i].state != State::kWaiting || !(threads[i].place == place)) return false;
+  }
+  return true;
+}
+
+inline void wait(const Place& place) {
+  Thread& self = threads[current];
+  const int warp = current / warpSize;
+  if (!place.whole_block && !(place.mask >> (current % warpSize) & 1)) fail("a lane is missing from its own mask");
+  self.state = State::kWaiting;
+  self.place = place;
+  if (complete(place, warp)) {
+    for (size_t i = 0; i < threads.size(); ++i) {
+      const bool meets = place.whole_block || static_cast<int>(i) / warpSize == warp;
+      if (meets && threads[i].state == State::kWaiting && threads[i].place == place) threads[i].state = State::kReady;
+    }
+  }
+  to_scheduler();
+}
+
+// Shared memory starts as NaN in every floating-point type.
+inline void poison_static_shared() {
+  dl_iterate_phdr(
+      [](dl_phdr_info* program, size_t, void*) {
+        for (int i = 0; i < program->dlpi_phnum; ++i) {
+          if (program->dlpi_phdr[i].p_type == PT_TLS && program->dlpi_tls_data != nullptr) {
+            std::memset(program->dlpi_tls_data, 0xff, program->dlpi_phdr[i].p_memsz);
+          }
+        }
+        return 1;  // the first entry is the program itself; libraries keep their own
+      },
+      nullptr);
+}
+
+inline void run_block(size_t shared_bytes) {
+  poison_static_shared();
+  const std::unique_ptr<void, void (*)(void*)> shared(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128),
+                                                      std::free);
+  std::memset(shared.get(), 0xff, shared_bytes);
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_poison_memory_region(static_cast<char*>(shared.get()) + shared_bytes, (128 - shared_bytes % 128) % 128);
+#endif
+  dynamic_shared = shared.get();
+  for (Thread& thread : threads) start(thread);
+
+  std::vector<int> ready(threads.size());
+  for (;;) {
+    ready.clear();
+    bool all_done = true;
+    for (size_t i = 0; i < threads.size(); ++i) {
+      if (threads[i].state == State::kReady) ready.push_back(static_cast<int>(i));
+      all_done = all_done && threads[i].state == State::kDone;
+    }
+    if (all_done) return;
+    if (ready.empty()) fail("divergent barrier: its threads wait at different places, or some have exited");
+    std::shuffle(ready.begin(), ready.end(), random_engine);
+    for (const int index : ready) run(index);
+  }
+}
+
+template <typename T>
+T exchange(unsigned mask, T value, int source, const char* file, int line) {
+  static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 64 bits");
+  Thread& self = threads[current];
+  std::memcpy(&self.exchanged, &value, sizeof(T));
+  wait({file, line, 0, false, mask});
+  const size_t partner = static_cast<size_t>(current / warpSize * warpSize + source);
+  if (!(mask >> source & 1) || partner >= threads.size()) fail("a shuffle reads a lane outside its mask");
+  std::memcpy(&value, &threads[partner].exchanged, sizeof(T));
+  wait({file, line, 1, false, mask});
+  return value;
+}
+
+inline int lane() { return current % warpSize; }
+inline int section(int width) { return lane() / width * width; }
+
+// Runs kernel<<<grid, block, shared_bytes>>>(arguments...); blocks, and threads between barriers, in the seed's order.
+template <typename Kernel, typename... Arguments>
+void emulate(uint64_t seed, dim3 grid, dim3 block, size_t shared_bytes, Kernel* kernel, const Arguments&... arguments) {
+  const size_t threads_per_block = static_cast<size_t>(block.x) * block.y * block.z;
+  if (threads_per_block == 0 || threads_per_block > 1024 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
+      grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
+    fail("invalid launch configuration");
+  }
+  random_engine.seed(seed);
+  gridDim = grid;
+  blockDim = block;
+  if (threads.size() < threads_per_block) threads.resize(threads_per_block);
+  while (threads.size() > threads_per_block) {
+    if (threads.back().stack != nullptr) munmap(threads.back().stack - kGuardBytes, kGuardBytes + kStackBytes);
+    threads.pop_back();
+  }
+  body = [&] { kernel(arguments...); };
+  std::vector<uint64_t> order(static_cast<uint64_t>(grid.x) * grid.y * grid.z);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random_engine);
+  for (const uint64_t i : order) {
+    blockIdx = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+                static_cast<unsigned>(i / grid.x / grid.y)};
+    run_block(shared_bytes);
+  }
+  body = nullptr;
+}
+
+}  // namespace emulator
+
+inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulator::wait({file, line, 0, true, 0});
+}
+
+inline void __syncwarp(unsigned mask = emulator::kFullMask, const char* file = __builtin_FILE(),
+                       int line = __builtin_LINE()) {
+  emulator::wait({file, line, 0, false, mask});
+}
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, const char* file = __builtin_FILE(),
+              int line = __builtin_LINE()) {
+  return emulator::exchange(mask, value, emulator::section(width) + source % width, file, line);
+}
+
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, const char* file = __builtin_FILE(),
+                 int line = __builtin_LINE()) {
+  const int source = emulator::lane() - static_cast<int>(delta);
+  return emulator::exchange(mask, value, source < emulator::section(width) ? emulator::lane() : source, file, line);
+}
+
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize, const char* file = __builtin_FILE(),
+                   int line = __builtin_LINE()) {
+  const int source = emulator::lane() + static_cast<int>(delta);
+  return emulator::exchange(mask, value, source < emulator::section(width) + width ? source : emulator::lane(), file,
+                            line);
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
+  const int source = emulator::lane() ^ lane_mask;
+  return emulator::exchange(mask, value, source < emulator::section(width) + width ? source : emulator::lane(), file,
+                            line);
+}
+
+// The 16-bit types: plain bits and conversions that round to nearest, ties to even.
+struct __half {
+  uint16_t bits;
+};
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+
+inline float __bfloat162float(__nv_bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  if (value != value) return {0x7fff};
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+}
+
+inline float __half2float(__half value) {
+  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  const uint32_t exponent = value.bits >> 10 & 0x1f;
+  const uint32_t fraction = value.bits & 0x3ff;
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+inline __half __float2half_rn(float value) {
+  if (value != value) return {0x7fff};
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65520 and more round to infinity
+  if (bits < 0x38800000u) {
+    // Below 2^-14: next to 0.5 a float counts in units of 2^-24, as a subnormal half does, so the addition rounds.
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof(magnitude));
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, sizeof(bits));
+    return {static_cast<uint16_t>(sign | (bits - 0x3f000000u))};
+  }
+  bits += 0xfffu + (bits >> 13 & 1);
+  return {static_cast<uint16_t>(sign | (bits - 0x38000000u) >> 13)};
+}

@@ -1,0 +1,64 @@
+"""Every shipped Triton configuration compiles for every target: nothing spilled, shared memory within the chip's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parent.parent
+OPS = sorted(path.parent.name for path in ROOT.glob("mixer_kernels/ops/*/triton_impl.py"))
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+def compile_for(target: str) -> list[dict[str, Any]]:
+    """Run compile_triton.py for a target and return what it printed."""
+    # The interpreter replaces kernels when they are defined, so compiling takes a process without it.
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, str(ROOT / "tests" / "compile_triton.py"), target]
+    child = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if child.returncode != 0:
+        raise RuntimeError(f"compilation for {target} failed:\n{child.stderr[-4000:]}")
+    return json.loads(child.stdout)
+
+
+def problems(case: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a compiled case, in words."""
+    found = [f"holds no {feature} instructions" for feature in case["missing"]]
+    if case["local_bytes"] > 0:
+        found.append(f"spills: {case['local_bytes']} bytes of local memory a thread")
+    if case["shared_bytes"] > case["shared_limit"]:
+        found.append(f"takes {case['shared_bytes']} bytes of shared memory, of {case['shared_limit']}")
+    return [f"{case['case']} {problem}" for problem in found]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[dict[str, Future[list[dict[str, Any]]]]]:
+    """Compile for all targets, two at a time."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield {target: pool.submit(compile_for, target) for target in TARGETS}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_without_spills(target: str, compiled: dict[str, Future[list[dict[str, Any]]]]) -> None:
+    cases = compiled[target].result()
+    assert sorted({case["case"].partition(":")[0] for case in cases}) == OPS
+    assert [problem for case in cases for problem in problems(case)] == []
+
+
+def test_problems_are_found() -> None:
+    case = {"case": "op: c", "local_bytes": 0, "shared_bytes": 1024, "shared_limit": 1024, "missing": []}
+    assert problems(case) == []
+    assert problems({**case, "local_bytes": 8}) == ["op: c spills: 8 bytes of local memory a thread"]
+    assert problems({**case, "shared_bytes": 1025}) == ["op: c takes 1025 bytes of shared memory, of 1024"]
+    assert problems({**case, "missing": ["matrix"]}) == ["op: c holds no matrix instructions"]
