@@ -13,7 +13,7 @@ import sysconfig
 from typing import Any
 
 from setuptools import build_meta
-from setuptools.build_meta import *  # noqa: F403  (the hooks that need no change)
+from setuptools.build_meta import *  # the hooks that need no change
 
 _TORCH_REQUIREMENT = "torch>=2.11"
 

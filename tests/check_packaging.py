@@ -30,15 +30,12 @@ def run(*command: str | Path, cwd: Path) -> None:
 
 
 def fresh_environment(folder: Path) -> Path:
-    """Create an environment that finds torch, but not mixer_kernels, in this one; return its python."""
-    venv.create(folder, with_pip=True)
+    """Create an environment that has the packages of this one, but not mixer_kernels; return its python."""
+    venv.create(folder, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     for package in Path(sysconfig.get_path("purelib")).iterdir():
-        name = package.name.lower()
-        if not any(part in name for part in ("mixer_kernels", "_distutils", "distutils-", "pip", "__pycache__")):
-            target = site / package.name
-            if not target.exists():
-                target.symlink_to(package)
+        if "mixer_kernels" not in package.name:
+            (site / package.name).symlink_to(package)
     return folder / "bin" / "python"
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-import mixer_kernels
-
 GPU = torch.cuda.is_available()
+if not GPU:
+    # Triton reads it when it is imported, so it has to be set before anything imports mixer_kernels.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import mixer_kernels  # noqa: E402
+
+# benchmarks/ stands beside the package. Last, so that an installed mixer_kernels is found before the source tree.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

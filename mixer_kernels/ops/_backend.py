@@ -18,7 +18,7 @@ TRITON = "triton"
 REFERENCE = "reference"
 BACKENDS = (NATIVE, TRITON, REFERENCE)
 
-# A plain global, because torch.compile guards on it and recompiles when it changes. It does not trace ContextVar.get, and
+# A plain global, because torch.compile guards on it and recompiles on a change. It cannot trace ContextVar.get, and
 # does not guard on the attributes of a thread-local.
 _requested: str | None = None
 

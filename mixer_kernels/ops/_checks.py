@@ -37,11 +37,13 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
         meta = torch._C._autograd._get_creation_meta(value) if value._is_view() else None
         if meta not in (None, torch._C._autograd.CreationMeta.DEFAULT):
             raise RuntimeError(
-                f"{op}: {name} must not be a view that autograd cannot track, such as an output of chunk or split, got one"
+                f"{op}: {name} must not be a view that autograd cannot track, such as an output of chunk or split, "
+                "got one"
             )
     if _may_overlap(value):
         raise RuntimeError(
-            f"{op}: {name} must not overlap itself in memory, got shape {tuple(value.shape)} and strides {value.stride()}"
+            f"{op}: {name} must not overlap itself in memory, "
+            f"got shape {tuple(value.shape)} and strides {value.stride()}"
         )
 
 

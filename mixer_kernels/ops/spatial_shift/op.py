@@ -44,9 +44,7 @@ class SpatialShiftFunction(torch.autograd.Function):
         return IMPLEMENTATIONS[ctx.backend].backward(dy, ctx.codes), None, None, None
 
 
-def spatial_shift(
-    x: torch.Tensor, directions: Sequence[str] = SHIFT_1, *, backend: str | None = None
-) -> torch.Tensor:
+def spatial_shift(x: torch.Tensor, directions: Sequence[str] = SHIFT_1, *, backend: str | None = None) -> torch.Tensor:
     """Move each group of channels one pixel along its direction (S2-MLP, arXiv 2106.07477, Section 3.2).
 
     With n directions, group i holds the channels [iC/n, (i+1)C/n), bounds rounded down. For "+h"::

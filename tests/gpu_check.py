@@ -1,0 +1,114 @@
+"""The checks that need an NVIDIA GPU, in stages that each end within a few minutes and can run alone.
+
+    python tests/gpu_check.py                     # every stage, in order
+    python tests/gpu_check.py build tests         # some of them
+
+Offline, with the Python, torch and Triton that are there; run from the root of a source checkout. Each stage's outcome
+is written to benchmarks/results/<device>/gpu_check.json as soon as it ends.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = [sys.executable, "-m", "pytest", "-q"]
+# Small enough for a sanitizer that slows every access down by orders of magnitude.
+SANITIZED = ["tests/test_spatial_shift.py", "-k", "exact and cuda and float32 and shape0"]
+
+
+def run(*command: str, **environment: str) -> int:
+    """Run a command in the checkout and return its exit status."""
+    print("+", " ".join(command), flush=True)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False).returncode
+
+
+def build() -> int:
+    """Build and install the extension for this GPU, then say what is available."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    arch = f"{major}.{minor}" + ("a" if major >= 9 else "")
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "-e", "."]
+    status = run(*pip, MIXER_KERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=arch)
+    return status or run(sys.executable, "-m", "mixer_kernels", "info")
+
+
+def tests() -> int:
+    """Run the whole test-suite: on the GPU wherever a test names a device."""
+    return run(*PYTEST)
+
+
+def sanitizer() -> int:
+    """Run a small subset under compute-sanitizer: accesses out of bounds, then races in shared memory."""
+    if shutil.which("compute-sanitizer") is None:
+        print("compute-sanitizer was not found")
+        return 1
+    # Without the caching allocator an access beyond a tensor is an access beyond an allocation.
+    return max(
+        run("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *PYTEST, *SANITIZED,
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        for tool in ("memcheck", "racecheck")
+    )  # fmt: skip
+
+
+def bench() -> int:
+    """Measure every op and model against the best of PyTorch, and write the results."""
+    return run(sys.executable, "-m", "mixer_kernels", "bench", "--preset", "full")
+
+
+def search() -> int:
+    """Time every candidate tile of the Triton kernels and print the fastest of each."""
+    return run(sys.executable, "-m", "benchmarks.search_tiles")
+
+
+STAGES: dict[str, Callable[[], int]] = {
+    "build": build,
+    "tests": tests,
+    "sanitizer": sanitizer,
+    "bench": bench,
+    "search": search,
+}
+
+
+def main() -> int:
+    """Run the stages named on the command line; 1 if any failed."""
+    import torch
+
+    names = sys.argv[1:] or list(STAGES)
+    if unknown := [name for name in names if name not in STAGES]:
+        print(f"gpu_check: stages must be of {', '.join(STAGES)}, got {unknown[0]!r}", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print("gpu_check: PyTorch sees no GPU", file=sys.stderr)
+        return 2
+    device = torch.cuda.get_device_name()
+    folder = ROOT / "benchmarks" / "results" / device.lower().replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    report = folder / "gpu_check.json"
+    outcome = json.loads(report.read_text()) if report.exists() else {}
+    for name in names:
+        started = time.monotonic()
+        status = STAGES[name]()
+        outcome[name] = {
+            "passed": status == 0,
+            "seconds": round(time.monotonic() - started),
+            "device": device,
+            "torch": torch.__version__,
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        }
+        report.write_text(json.dumps(outcome, indent=2) + "\n")
+        print(f"== {name}: {'passed' if status == 0 else 'FAILED'} in {outcome[name]['seconds']} s", flush=True)
+    return int(any(not outcome[name]["passed"] for name in names))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
