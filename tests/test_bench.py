@@ -22,7 +22,18 @@ from mixer_kernels.ops import _native, _registry
 # benchmarks/ stands beside the package and is not installed. Last, so that an installed mixer_kernels is not shadowed.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import bench_models, bench_spatial_shift, machine, memory, race, report, results, run, shapes, timing
+from benchmarks import (
+    bench_models,
+    bench_spatial_shift,
+    machine,
+    memory,
+    race,
+    report,
+    result_files,
+    run,
+    shapes,
+    timing,
+)
 from benchmarks.contest import OURS, PYTORCH, Arena, Contender, Group
 from benchmarks.gate import Gate, WrongResultError
 
@@ -208,7 +219,7 @@ def tiny_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def start(out: Path, *extra: Contender) -> int:
         groups = [tiny_group(which, torch.float32, *extra) for which in ("fwd", "fwd_")]
         monkeypatch.setattr(run, "SUITES", (SimpleNamespace(groups=lambda *_: groups),))
-        return run.main(["--device", "cpu", "--out", str(out)])
+        return run.main(["--device", "cpu", "--details", "--out", str(out)])
 
     return start
 
@@ -220,12 +231,13 @@ def test_bench_saves_json_and_picture(
     (path,) = tmp_path.glob("*/quick.json")
     assert path.parent.name == machine.slug(CPU)
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    found = results.load(path)
+    found = result_files.load(path)
     assert found["versions"]["torch"] == torch.__version__
     assert set(found["ceilings"]["matmul_tflops"]) == {"float32"}
     assert [group["pass"] for group in found["groups"]] == ["fwd", "fwd_"]
     printed = capsys.readouterr().out
     assert "forward, in place" in printed
+    assert "eager" in printed
     assert str(path.parent) in printed
 
 
@@ -234,6 +246,18 @@ def test_bench_fails_when_ours_is_wrong(
 ) -> None:
     assert tiny_run(tmp_path, Contender("smeared", OURS, lambda x: lambda: smeared(x))) == 1
     assert "smeared wrong" in capsys.readouterr().out
+
+
+def test_bench_with_nothing_to_do_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--device", "cpu", "--only", "no such group"]) == 1
+    assert "no such group" in capsys.readouterr().err
+
+
+def test_bench_without_kernels_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_native, "extension", None)
+    monkeypatch.setattr(_native, "_error", "the compiled extension is not built")
+    assert run.main(["--device", "cpu"]) == 1
+    assert "the compiled extension is not built" in capsys.readouterr().err
 
 
 def test_bench_outside_a_clone_says_so(
@@ -249,11 +273,11 @@ def test_bench_outside_a_clone_says_so(
 def published(tmp_path: Path) -> tuple[Path, Path]:
     """Return a README and a folder of results of one device."""
     group = race.run(tiny_group(), 0.0, CEILINGS)
-    found = {"schema": results.SCHEMA, "preset": "quick", **machine.describe(CPU), "conditions": "So and so."}
+    found = {"schema": result_files.SCHEMA, "preset": "quick", **machine.describe(CPU), "conditions": "So and so."}
     found |= {"unavailable": {}, "ceilings": dataclasses.asdict(CEILINGS), "groups": [group]}
     root = tmp_path / "results"
-    results.save(found, root)
-    results.save(found, root / "local")
+    result_files.save(found, root)
+    result_files.save(found, root / "local")
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nThe end.\n", encoding="utf-8")
     return readme, root
@@ -293,7 +317,7 @@ def test_result_file_of_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "quick.json"
     path.write_text('{"schema": 0}', encoding="utf-8")
     with pytest.raises(ValueError, match="is not a result file"):
-        results.load(path)
+        result_files.load(path)
 
 
 def test_readme_holds_the_published_results() -> None:

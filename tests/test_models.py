@@ -296,15 +296,15 @@ def test_state_dict_round_trip_between_backends(name: str) -> None:
     torch.testing.assert_close(other(make_image(name)), model(make_image(name)), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native", None])
+@pytest.mark.parametrize("requested", ["reference", "native", None])
 @pytest.mark.parametrize("name", TINY)
-def test_layers_come_from_the_right_package(name: str, backend: str | None) -> None:
-    layers: ModuleType = reference if backend == "reference" else fused_layers
-    model = create_tiny(name, backend=backend)
+def test_layers_come_from_the_right_package(name: str, requested: str | None) -> None:
+    layers: ModuleType = reference if requested == "reference" else fused_layers
+    model = create_tiny(name, backend=requested)
     block = model.stages[0].blocks[0] if name.startswith("s2mlpv2") else model.blocks[0]
     class_names = {"mixer": "MixerBlock", "resmlp": "ResMLPBlock", "s2mlpv2": "S2Block", "convmixer": "ConvMixerLayer"}
     assert type(block) is getattr(layers, class_names[name.split("_")[0]])
-    assert block.backend == backend
+    assert block.backend == requested
 
 
 @pytest.mark.parametrize("name", TINY)

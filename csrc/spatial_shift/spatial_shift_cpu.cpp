@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <type_traits>
+#include <vector>
 
 #include "common/dispatch.h"
 #include "common/isa.h"
@@ -32,6 +33,16 @@ struct ShiftBlock {
   bool adjoint, in_place;
 };
 
+// Where one group of a row of target pixels comes from, in bytes: `source` leads from the pixel of the same row to the
+// group in the right row, `across` is how many pixels further on.
+struct PulledGroup {
+  int64_t offset, bytes;  // the group within a pixel
+  int64_t source, across;
+};
+
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kNarrowBytes = 16;  // the narrowest vector that copies
+
 }  // namespace
 }  // namespace mixer_kernels
 
@@ -43,9 +54,6 @@ namespace {
 
 // In place, blocks are cut until every thread has several, so that a slow core does not hold up the rest.
 constexpr int64_t kBlocksPerThread = 4;
-
-// Out of place, source and target of a strip stay in the second-level cache while the groups pass over them.
-constexpr int64_t kStripBytes = 256 * 1024;
 
 template <typename scalar_t>
 class Shift {
@@ -59,12 +67,19 @@ class Shift {
         directions_(directions),
         groups_(static_cast<int64_t>(directions.size())),
         adjoint_(adjoint),
-        shift_block_(select_isa(&baseline::shift_block<scalar_t>, &avx2::shift_block<scalar_t>,
-                                &avx512::shift_block<scalar_t>)) {}
+        shift_block_(
+            select_isa(&baseline::shift_block<scalar_t>, &avx2::shift_block<scalar_t>, &avx512::shift_block<scalar_t>)),
+        pull_row_(select_isa(&baseline::pull_row_of, &avx2::pull_row_of, &avx512::pull_row_of)) {}
 
   void run() const { in_ == out_ ? run_in_place() : run_out_of_place(); }
 
  private:
+  static constexpr int64_t kSize = sizeof(scalar_t);
+
+  struct Range {
+    int64_t begin, end;
+  };
+
   // Every group of an image is a block: its lines must be walked in order, only the axis across them can be cut.
   void run_in_place() const {
     const int64_t blocks = shape_.batch * groups_;
@@ -82,22 +97,58 @@ class Shift {
     });
   }
 
-  // Strip by strip of rows with all groups, so that source and target both stream through memory once.
+  // Rows are independent; a thread takes a range of them, image by image.
   void run_out_of_place() const {
-    const int64_t image_bytes = shape_.height * shape_.width * shape_.channels * static_cast<int64_t>(sizeof(scalar_t));
-    const int64_t strips = std::min(shape_.height, image_bytes / kStripBytes + at::get_num_threads());
-    at::parallel_for(0, shape_.batch * strips, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t index = begin; index < end; ++index) {
-        const int64_t strip = index % strips;
-        const Range h{strip * shape_.height / strips, (strip + 1) * shape_.height / strips};
-        for (int64_t group = 0; group < groups_; ++group) shift(index / strips, group, h, {0, shape_.width});
+    at::parallel_for(0, shape_.batch * shape_.height, 1, [&](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t image = begin / shape_.height;
+        const Range h{begin % shape_.height, std::min(shape_.height, end - image * shape_.height)};
+        shift_rows_of_image(image, h);
+        begin += h.end - h.begin;
       }
     });
   }
 
-  struct Range {
-    int64_t begin, end;
-  };
+  // Where channels are contiguous and no group is too narrow for vectors, pixel by pixel; otherwise group by group.
+  void shift_rows_of_image(int64_t image, Range h) const {
+    const Range all_w{0, shape_.width};
+    const int64_t narrowest = shape_.channels / groups_ * kSize;
+    if (in_strides_.c != 1 || out_strides_.c != 1 || narrowest < kNarrowBytes) {
+      for (int64_t group = 0; group < groups_; ++group) shift(image, group, h, all_w);
+      return;
+    }
+    std::vector<PulledGroup> pulled(groups_);
+    for (int64_t row = h.begin; row < h.end; ++row) pull_all_groups(image, row, narrowest, pulled);
+    if (!adjoint_) return;
+    // Away from the borders of the moving axis the adjoint is a copy too; the borders are written again.
+    for (int64_t group = 0; group < groups_; ++group) {
+      if (!moves_along_h(group)) {
+        shift(image, group, h, {0, 1});
+        shift(image, group, h, {shape_.width - 1, shape_.width});
+        continue;
+      }
+      for (const int64_t border : {int64_t{0}, shape_.height - 1}) {
+        if (h.begin <= border && border < h.end) shift(image, group, {border, border + 1}, all_w);
+      }
+    }
+  }
+
+  void pull_all_groups(int64_t image, int64_t h, int64_t narrowest, std::vector<PulledGroup>& pulled) const {
+    for (int64_t group = 0; group < groups_; ++group) {
+      const auto direction = static_cast<Direction>(directions_[group]);
+      const bool plus = direction == Direction::kPlusH || direction == Direction::kPlusW;
+      const int64_t step = plus != adjoint_ ? -1 : 1;
+      const bool along_h = moves_along_h(group);
+      const int64_t from = along_h ? std::min(std::max<int64_t>(h + step, 0), shape_.height - 1) : h;
+      const int64_t first = group * shape_.channels / groups_;
+      const int64_t channels = (group + 1) * shape_.channels / groups_ - first;
+      pulled[group] = {first * kSize, channels * kSize, ((from - h) * in_strides_.h + first) * kSize,
+                       along_h ? 0 : step};
+    }
+    pull_row_(narrowest, reinterpret_cast<const char*>(in_ + image * in_strides_.b + h * in_strides_.h),
+              reinterpret_cast<char*>(out_ + image * out_strides_.b + h * out_strides_.h), shape_.width,
+              Step{in_strides_.w, out_strides_.w} * kSize, in_strides_.h * kSize, pulled.data(), groups_);
+  }
 
   bool moves_along_h(int64_t group) const {
     const auto direction = static_cast<Direction>(directions_[group]);
@@ -143,6 +194,7 @@ class Shift {
   int64_t groups_;
   bool adjoint_;
   void (*shift_block_)(const scalar_t*, scalar_t*, const ShiftBlock&);
+  void (*pull_row_)(int64_t, const char*, char*, int64_t, Step, int64_t, const PulledGroup*, int64_t);
 };
 
 void shift(const char* op, const at::Tensor& in, const at::Tensor& out, c10::IntArrayRef directions, bool adjoint) {

@@ -1,25 +1,32 @@
 // Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include, no include guard.
 
-// Copies `runs` runs of `bytes` bytes in vectors of kBytes. The last vector of a run overlaps the one before it instead
-// of leaving a scalar tail; it writes the same values again, because a run and its target never overlap.
-// `ahead` leads to the runs that the walk reaches one step later: the runs of a group lie a whole pixel apart, a
-// pattern that hardware prefetchers miss (in place, prefetching both sides is worth a factor of three). Out of place,
-// where rows stream through the cache as they lie in memory, it is worth nothing and `ahead` is zero.
+// Copies at least kBytes bytes in vectors of kBytes. The last vector overlaps the one before it instead of leaving a
+// scalar tail; it writes the same values again, because source and target never overlap.
+template <int kBytes>
+inline void copy_vectors(const char* in, char* out, int64_t bytes) {
+  typedef char vector_t __attribute__((vector_size(kBytes), aligned(1), may_alias));
+  const int64_t last = bytes - kBytes;
+  for (int64_t i = 0; i < last; i += kBytes) {
+    *reinterpret_cast<vector_t*>(out + i) = *reinterpret_cast<const vector_t*>(in + i);
+  }
+  *reinterpret_cast<vector_t*>(out + last) = *reinterpret_cast<const vector_t*>(in + last);
+}
+
+// Copies `runs` runs of `bytes` bytes as copy_vectors does. `ahead` leads to the runs that the walk reaches one step
+// later: the runs of a group lie a whole pixel apart, a pattern that hardware prefetchers miss (it is worth a factor of
+// three).
 template <int kBytes>
 inline void copy_byte_runs(const char* in, char* out, int64_t runs, Step step, int64_t bytes, Step ahead) {
   typedef char vector_t __attribute__((vector_size(kBytes), aligned(1), may_alias));
   const int64_t last = bytes - kBytes;
-  for (int64_t r = 0; r < runs; ++r) {
-    for (int64_t i = 0; i < last; i += kBytes) {
-      __builtin_prefetch(in + ahead.in + i);
-      __builtin_prefetch(out + ahead.out + i, 1);
-      *reinterpret_cast<vector_t*>(out + i) = *reinterpret_cast<const vector_t*>(in + i);
-    }
-    __builtin_prefetch(in + ahead.in + last);
-    __builtin_prefetch(out + ahead.out + last, 1);
-    *reinterpret_cast<vector_t*>(out + last) = *reinterpret_cast<const vector_t*>(in + last);
-    in += step.in;
-    out += step.out;
+  const auto copy = [&](int64_t i) {
+    __builtin_prefetch(in + ahead.in + i);
+    __builtin_prefetch(out + ahead.out + i, 1);
+    *reinterpret_cast<vector_t*>(out + i) = *reinterpret_cast<const vector_t*>(in + i);
+  };
+  for (int64_t r = 0; r < runs; ++r, in += step.in, out += step.out) {
+    for (int64_t i = 0; i < last; i += kBytes) copy(i);
+    copy(last);
   }
 }
 
@@ -27,7 +34,6 @@ inline void copy_byte_runs(const char* in, char* out, int64_t runs, Step step, i
 template <typename scalar_t>
 void copy_runs(const scalar_t* in, scalar_t* out, int64_t runs, Step step, const Axis& element, Step ahead) {
   constexpr int64_t kSize = sizeof(scalar_t);
-  constexpr int kNarrowBytes = 16;
   const int64_t bytes = element.size * kSize;
   if (element.step.in == 1 && element.step.out == 1 && bytes >= kNarrowBytes) {
     const auto copy = bytes >= kVectorBytes ? copy_byte_runs<kVectorBytes> : copy_byte_runs<kNarrowBytes>;
@@ -69,7 +75,7 @@ void shift_rows(const scalar_t* in, scalar_t* out, const ShiftBlock& block) {
   const Axis &row = block.row, &run = block.run, &element = block.element;
   const int64_t last = row.size - 1;
   const auto copy_row = [&](int64_t to, int64_t from) {
-    const Step ahead = block.in_place ? row.step * (from - to) : Step{0, 0};
+    const Step ahead = row.step * (from - to);
     copy_runs(in + from * row.step.in, out + to * row.step.out, run.size, run.step, element, ahead);
   };
   if (!block.adjoint || last == 0) {
@@ -87,7 +93,7 @@ template <typename scalar_t>
 void shift_lines(const scalar_t* in, scalar_t* out, const ShiftBlock& block) {
   const Axis &row = block.row, &run = block.run, &element = block.element;
   const int64_t last = row.size - 1;
-  const Step ahead = block.in_place ? run.step : Step{0, 0};
+  const Step ahead = run.step;
   const Axis one{1, {0, 0}};
   for (int64_t r = 0; r < run.size; ++r, in += run.step.in, out += run.step.out) {
     if (!block.adjoint || last == 0) {
@@ -107,4 +113,35 @@ void shift_block(const scalar_t* in, scalar_t* out, const ShiftBlock& block) {
   const bool whole = block.begin == 0 && block.end == block.row.size;
   const bool dense_lines = block.run.step.in > std::abs(block.row.step.in);
   (whole && dense_lines ? shift_lines<scalar_t> : shift_rows<scalar_t>)(in, out, block);
+}
+
+// Writes one row of target pixels, all groups of a pixel at once, so that the target streams through memory. Each group
+// is pulled from the pixel `across` further on, or from the border pixel. Prefetches the target and the next source
+// row.
+template <int kBytes>
+void pull_row(const char* in, char* out, int64_t width, Step pixel, int64_t next_row, const PulledGroup* groups,
+              int64_t count) {
+  constexpr int64_t kPixelsAhead = 4;
+  const int64_t pixel_bytes = groups[count - 1].offset + groups[count - 1].bytes;
+  const auto pull_pixel = [=](int64_t w, auto is_border) {
+    for (int64_t i = 0; i < pixel_bytes; i += kLineBytes) {
+      __builtin_prefetch(in + next_row + (w + kPixelsAhead) * pixel.in + i);
+      __builtin_prefetch(out + (w + 2 * kPixelsAhead) * pixel.out + i, 1);
+    }
+    for (const PulledGroup* group = groups; group < groups + count; ++group) {
+      int64_t from = w + group->across;
+      if constexpr (is_border) from = from < 0 ? 0 : from < width ? from : width - 1;
+      copy_vectors<kBytes>(in + group->source + from * pixel.in, out + w * pixel.out + group->offset, group->bytes);
+    }
+  };
+  pull_pixel(0, std::true_type{});
+  for (int64_t w = 1; w < width - 1; ++w) pull_pixel(w, std::false_type{});
+  if (width > 1) pull_pixel(width - 1, std::true_type{});
+}
+
+// As pull_row, for groups of any width from kNarrowBytes on.
+void pull_row_of(int64_t narrowest, const char* in, char* out, int64_t width, Step pixel, int64_t next_row,
+                 const PulledGroup* groups, int64_t count) {
+  const auto pull = narrowest >= kVectorBytes ? pull_row<kVectorBytes> : pull_row<kNarrowBytes>;
+  pull(in, out, width, pixel, next_row, groups, count);
 }

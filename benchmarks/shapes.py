@@ -1,0 +1,121 @@
+"""The one table of published shapes: what is measured, on which device type, in which preset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+QUICK, FULL = "quick", "full"
+PRESETS = (QUICK, FULL)
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+# Underscore: in place. A model has no in-place pass and no backward without its forward.
+FWD, FWD_INPLACE, BWD, BWD_INPLACE, FWD_BWD = "fwd", "fwd_", "bwd", "bwd_", "fwd+bwd"
+
+CPU, CUDA = "cpu", "cuda"
+
+
+@dataclass(frozen=True)
+class OpShape:
+    """One shape of an op.
+
+    Attributes:
+        op: the op's name.
+        shape: of its input.
+        origin: where the shape comes from.
+        quick_on: device types whose quick preset holds it.
+        full_on: device types whose full preset holds it.
+        quick_dtypes: dtypes in the quick preset.
+        full_dtypes: dtypes in the full preset.
+        quick_passes: passes in the quick preset.
+        full_passes: passes in the full preset.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    origin: str
+    quick_on: tuple[str, ...] = ()
+    full_on: tuple[str, ...] = (CPU, CUDA)
+    quick_dtypes: tuple[torch.dtype, ...] = (FP32, BF16)
+    full_dtypes: tuple[torch.dtype, ...] = (FP32, BF16, FP16)
+    quick_passes: tuple[str, ...] = (FWD, FWD_INPLACE, BWD, BWD_INPLACE)
+    full_passes: tuple[str, ...] = (FWD, FWD_INPLACE, BWD, BWD_INPLACE, FWD_BWD)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """One batch of images through a published model.
+
+    Attributes:
+        model: the name that ``create_model`` takes.
+        batch: images.
+        device: the device type.
+        image: pixels along both sides.
+        dtypes: of weights and images.
+        passes: fwd, fwd+bwd or both.
+        quick_dtypes: dtypes in the quick preset; none keeps the model out of it. Only forward runs there.
+    """
+
+    model: str
+    batch: int
+    device: str
+    image: int = 224
+    dtypes: tuple[torch.dtype, ...] = (FP32, BF16)
+    passes: tuple[str, ...] = (FWD,)
+    quick_dtypes: tuple[torch.dtype, ...] = ()
+
+
+OP_SHAPES = (
+    OpShape("spatial_shift", (8, 32, 32, 192), "S2-MLPv2 Small, stage 1", quick_on=(CPU,)),
+    OpShape("spatial_shift", (32, 32, 32, 384), "twice its width, beyond the caches", quick_on=(CPU, CUDA)),
+    OpShape("spatial_shift", (64, 32, 32, 384), "the same, for a GPU", quick_on=(CUDA,), full_on=(CUDA,)),
+    OpShape("spatial_shift", (1, 32, 32, 192), "S2-MLPv2 Small, stage 1, one image"),
+    OpShape("spatial_shift", (8, 16, 16, 384), "S2-MLPv2 Small, stage 2"),
+    OpShape("spatial_shift", (8, 32, 32, 256), "S2-MLPv2 Medium, stage 1"),
+    OpShape("spatial_shift", (8, 16, 16, 512), "S2-MLPv2 Medium, stage 2"),
+)
+
+# A model joins the run with the first fused layer that it is built from.
+_MODELS = (
+    *("s2mlpv2_small_7_224", "s2mlpv2_medium_7_224"),
+    *("mixer_s32_224", "mixer_s16_224", "mixer_b32_224", "mixer_b16_224", "mixer_l16_224"),
+    *("resmlp_12_224", "resmlp_24_224", "resmlp_36_224", "resmlp_big_24_224"),
+    *("convmixer_1536_20", "convmixer_768_32", "convmixer_1024_20_ks9_p14"),
+)
+_QUICK_MODELS = ("s2mlpv2_small_7_224",)
+
+MODEL_SHAPES = (
+    *(ModelShape(name, 1, CPU) for name in _MODELS),
+    *(
+        ModelShape(name, 8, CPU, passes=(FWD, FWD_BWD), quick_dtypes=(FP32,) if name in _QUICK_MODELS else ())
+        for name in _MODELS
+    ),
+    *(ModelShape(name, 1, CUDA, dtypes=(BF16,)) for name in _MODELS),
+    *(
+        ModelShape(name, 256, CUDA, passes=(FWD, FWD_BWD), quick_dtypes=(BF16,) if name in _QUICK_MODELS else ())
+        for name in _MODELS
+    ),
+)
+
+
+def op_cases(op: str, device: str, preset: str) -> Iterator[tuple[tuple[int, ...], torch.dtype, str]]:
+    """Yield the shape, dtype and pass of everything that a preset measures of an op."""
+    for entry in OP_SHAPES:
+        if entry.op != op or device not in (entry.quick_on if preset == QUICK else entry.full_on):
+            continue
+        for dtype in entry.quick_dtypes if preset == QUICK else entry.full_dtypes:
+            for which in entry.quick_passes if preset == QUICK else entry.full_passes:
+                yield entry.shape, dtype, which
+
+
+def model_cases(device: str, preset: str) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, str]]:
+    """Yield the model, the shape of its input, the dtype and the pass of everything that a preset measures."""
+    for entry in MODEL_SHAPES:
+        if entry.device != device:
+            continue
+        for dtype in entry.quick_dtypes if preset == QUICK else entry.dtypes:
+            for which in (FWD,) if preset == QUICK else entry.passes:
+                yield entry.model, (entry.batch, 3, entry.image, entry.image), dtype, which
