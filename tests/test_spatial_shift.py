@@ -230,6 +230,15 @@ def test_inference_mode(device, backend):
         assert torch.equal(MF.spatial_shift_(x, backend=backend), expected)
 
 
+def test_writing_a_saved_tensor_in_place_is_noticed(device, backend):
+    x = torch.randn(2, 4, 4, 8, device=device)
+    weight = torch.randn(8, device=device, requires_grad=True)
+    y = (x * weight).sum()
+    MF.spatial_shift_(x, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
 def test_checkpointing(device, backend):
     x = torch.randn(2, 4, 4, 8, device=device, requires_grad=True)
     y = torch.utils.checkpoint.checkpoint(lambda x: MF.spatial_shift(x, backend=backend), x, use_reentrant=False)

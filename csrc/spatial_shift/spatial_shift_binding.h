@@ -34,6 +34,8 @@ template <auto* shift, bool kAdjoint>
 void shift_in_place(at::Tensor& x, c10::IntArrayRef directions) {
   check_shift("spatial_shift_", x, directions);
   if (x.numel() > 0) shift("spatial_shift_", x, x, directions, kAdjoint);
+  // Tells autograd that whoever saved x holds other values now.
+  if (!x.is_inference()) x.unsafeGetTensorImpl()->bump_version();
 }
 
 template <auto* shift>

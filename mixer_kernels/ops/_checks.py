@@ -29,7 +29,7 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
 
     PyTorch itself says so only after the kernel has run; here the input stays untouched.
     """
-    if torch.is_grad_enabled() and value.requires_grad and not torch.compiler.is_compiling():
+    if needs_grad(value) and not torch.compiler.is_compiling():
         base = value._base
         if value.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
             raise RuntimeError(f"{op}: {name} must not be a leaf that requires grad, nor a view of one, got one")
@@ -47,7 +47,14 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
         )
 
 
+def needs_grad(*values: torch.Tensor) -> bool:
+    """Return whether autograd records what is done to a tensor; where it does not, its Function is only overhead."""
+    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+
+
 def _may_overlap(value: torch.Tensor) -> bool:
+    if value.is_contiguous():
+        return False
     steps = [(stride, size) for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]
     if torch.compiler.is_compiling():
         # Symbolic strides cannot be sorted; an expanded dimension shows all the same.

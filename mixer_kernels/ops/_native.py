@@ -21,6 +21,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 extension, _error = _load()
+_has_cuda = extension is not None and bool(extension.build_info()["cuda_archs"])
 
 
 def why_not(device: torch.device) -> str | None:
@@ -30,7 +31,7 @@ def why_not(device: torch.device) -> str | None:
     if device.type == "cpu":
         return None
     if device.type == "cuda":
-        if extension.build_info()["cuda_archs"]:
+        if _has_cuda:
             return None
         return "the extension was built without CUDA (nvcc and a CUDA build of torch are needed when it is built)"
     return f"there are no native kernels for device {device.type!r}"

@@ -70,6 +70,8 @@ def spatial_shift(x: torch.Tensor, directions: Sequence[str] = SHIFT_1, *, backe
     name = _backend.choose("spatial_shift", backend, ORDER.get(x.device.type, ()), IMPLEMENTATIONS, x.device)
     if name == _backend.REFERENCE:
         return reference.spatial_shift(x, directions)
+    if not _checks.needs_grad(x):
+        return IMPLEMENTATIONS[name].forward(x, codes)
     return SpatialShiftFunction.apply(x, codes, name, False)
 
 
@@ -89,6 +91,9 @@ def spatial_shift_(x: torch.Tensor, directions: Sequence[str] = SHIFT_1, *, back
     name = _backend.choose("spatial_shift_", backend, ORDER.get(x.device.type, ()), IMPLEMENTATIONS, x.device)
     if name == _backend.REFERENCE:
         return x.copy_(reference.spatial_shift(x, directions))
+    if not _checks.needs_grad(x):
+        IMPLEMENTATIONS[name].forward_(x, codes)
+        return x
     return SpatialShiftFunction.apply(x, codes, name, True)
 
 
