@@ -80,19 +80,31 @@ class Shift {
     int64_t begin, end;
   };
 
+  struct Group {
+    int64_t first, channels;
+    bool along_h, plus;
+  };
+
+  Group group_of(int64_t index) const {
+    const auto direction = static_cast<Direction>(directions_[index]);
+    const int64_t first = index * shape_.channels / groups_;
+    return {first, (index + 1) * shape_.channels / groups_ - first,
+            direction == Direction::kPlusH || direction == Direction::kMinusH,
+            direction == Direction::kPlusH || direction == Direction::kPlusW};
+  }
+
   // Every group of an image is a block: its lines must be walked in order, only the axis across them can be cut.
   void run_in_place() const {
     const int64_t blocks = shape_.batch * groups_;
     const int64_t pieces = (kBlocksPerThread * at::get_num_threads() + blocks - 1) / blocks;
     at::parallel_for(0, blocks * pieces, 1, [&](int64_t begin, int64_t end) {
       for (int64_t index = begin; index < end; ++index) {
-        const int64_t group = index / pieces % groups_;
-        const bool along_h = moves_along_h(group);
-        const int64_t across = along_h ? shape_.width : shape_.height;
+        const Group group = group_of(index / pieces % groups_);
+        const int64_t across = group.along_h ? shape_.width : shape_.height;
         const int64_t piece = index % pieces;
         const Range cut{piece * across / pieces, (piece + 1) * across / pieces};
         const Range h{0, shape_.height}, w{0, shape_.width};
-        shift(index / pieces / groups_, group, along_h ? h : cut, along_h ? cut : w);
+        shift(index / pieces / groups_, group, group.along_h ? h : cut, group.along_h ? cut : w);
       }
     });
   }
@@ -114,15 +126,16 @@ class Shift {
     const Range all_w{0, shape_.width};
     const int64_t narrowest = shape_.channels / groups_ * kSize;
     if (in_strides_.c != 1 || out_strides_.c != 1 || narrowest < kNarrowBytes) {
-      for (int64_t group = 0; group < groups_; ++group) shift(image, group, h, all_w);
+      for (int64_t index = 0; index < groups_; ++index) shift(image, group_of(index), h, all_w);
       return;
     }
     std::vector<PulledGroup> pulled(groups_);
     for (int64_t row = h.begin; row < h.end; ++row) pull_all_groups(image, row, narrowest, pulled);
     if (!adjoint_) return;
     // Away from the borders of the moving axis the adjoint is a copy too; the borders are written again.
-    for (int64_t group = 0; group < groups_; ++group) {
-      if (!moves_along_h(group)) {
+    for (int64_t index = 0; index < groups_; ++index) {
+      const Group group = group_of(index);
+      if (!group.along_h) {
         shift(image, group, h, {0, 1});
         shift(image, group, h, {shape_.width - 1, shape_.width});
         continue;
@@ -134,47 +147,33 @@ class Shift {
   }
 
   void pull_all_groups(int64_t image, int64_t h, int64_t narrowest, std::vector<PulledGroup>& pulled) const {
-    for (int64_t group = 0; group < groups_; ++group) {
-      const auto direction = static_cast<Direction>(directions_[group]);
-      const bool plus = direction == Direction::kPlusH || direction == Direction::kPlusW;
-      const int64_t step = plus != adjoint_ ? -1 : 1;
-      const bool along_h = moves_along_h(group);
-      const int64_t from = along_h ? std::min(std::max<int64_t>(h + step, 0), shape_.height - 1) : h;
-      const int64_t first = group * shape_.channels / groups_;
-      const int64_t channels = (group + 1) * shape_.channels / groups_ - first;
-      pulled[group] = {first * kSize, channels * kSize, ((from - h) * in_strides_.h + first) * kSize,
-                       along_h ? 0 : step};
+    for (int64_t index = 0; index < groups_; ++index) {
+      const Group group = group_of(index);
+      const int64_t step = group.plus != adjoint_ ? -1 : 1;
+      const int64_t from = group.along_h ? std::min(std::max<int64_t>(h + step, 0), shape_.height - 1) : h;
+      pulled[index] = {group.first * kSize, group.channels * kSize, ((from - h) * in_strides_.h + group.first) * kSize,
+                       group.along_h ? 0 : step};
     }
     pull_row_(narrowest, reinterpret_cast<const char*>(in_ + image * in_strides_.b + h * in_strides_.h),
               reinterpret_cast<char*>(out_ + image * out_strides_.b + h * out_strides_.h), shape_.width,
               Step{in_strides_.w, out_strides_.w} * kSize, in_strides_.h * kSize, pulled.data(), groups_);
   }
 
-  bool moves_along_h(int64_t group) const {
-    const auto direction = static_cast<Direction>(directions_[group]);
-    return direction == Direction::kPlusH || direction == Direction::kMinusH;
-  }
-
   // Writes one group's channels of the target rows h and columns w of an image.
-  void shift(int64_t image, int64_t group, Range h, Range w) const {
-    const auto direction = static_cast<Direction>(directions_[group]);
-    const bool along_h = moves_along_h(group);
-    const bool backwards = direction == Direction::kMinusH || direction == Direction::kMinusW;
-    const int64_t first = group * shape_.channels / groups_;
-    const int64_t channels = (group + 1) * shape_.channels / groups_ - first;
-
+  void shift(int64_t image, const Group& group, Range h, Range w) const {
     const Step h_step{in_strides_.h, out_strides_.h}, w_step{in_strides_.w, out_strides_.w};
-    const Range moving = along_h ? h : w, across = along_h ? w : h;
-    ShiftBlock block{{along_h ? shape_.height : shape_.width, along_h ? h_step : w_step},
-                     {across.end - across.begin, along_h ? w_step : h_step},
-                     {channels, {in_strides_.c, out_strides_.c}},
+    const Range moving = group.along_h ? h : w, across = group.along_h ? w : h;
+    ShiftBlock block{{group.along_h ? shape_.height : shape_.width, group.along_h ? h_step : w_step},
+                     {across.end - across.begin, group.along_h ? w_step : h_step},
+                     {group.channels, {in_strides_.c, out_strides_.c}},
                      moving.begin,
                      moving.end,
                      adjoint_,
                      in_ == out_};
-    const scalar_t* source = in_ + image * in_strides_.b + first * in_strides_.c + across.begin * block.run.step.in;
-    scalar_t* target = out_ + image * out_strides_.b + first * out_strides_.c + across.begin * block.run.step.out;
-    if (backwards) {
+    const scalar_t* source =
+        in_ + image * in_strides_.b + group.first * in_strides_.c + across.begin * block.run.step.in;
+    scalar_t* target = out_ + image * out_strides_.b + group.first * out_strides_.c + across.begin * block.run.step.out;
+    if (!group.plus) {
       // The same shift with the moving axis counted from its other end.
       source += (block.row.size - 1) * block.row.step.in;
       target += (block.row.size - 1) * block.row.step.out;

@@ -13,8 +13,7 @@ inline void copy_vectors(const char* in, char* out, int64_t bytes) {
 }
 
 // Copies `runs` runs of `bytes` bytes as copy_vectors does. `ahead` leads to the runs that the walk reaches one step
-// later: the runs of a group lie a whole pixel apart, a pattern that hardware prefetchers miss (it is worth a factor of
-// three).
+// later: the runs of a group lie a whole pixel apart, a pattern that hardware prefetchers miss.
 template <int kBytes>
 inline void copy_byte_runs(const char* in, char* out, int64_t runs, Step step, int64_t bytes, Step ahead) {
   typedef char vector_t __attribute__((vector_size(kBytes), aligned(1), may_alias));
