@@ -61,8 +61,8 @@ def sanitizer() -> int:
 
 
 def bench() -> int:
-    """Measure every op and model against the best of PyTorch, and write the results."""
-    return run(sys.executable, "-m", "mixer_kernels", "bench", "--preset", "full")
+    """Measure the quick preset against the best of PyTorch and publish it; `make bench-full` takes far longer."""
+    return run(sys.executable, "-m", "mixer_kernels", "bench", "--preset", "quick", "--details", "--publish")
 
 
 def search() -> int:
@@ -83,6 +83,8 @@ def main() -> int:
     """Run the stages named on the command line; 1 if any failed."""
     import torch
 
+    # Run as a script, Python looks for modules in tests/; build has not installed anything yet.
+    sys.path.insert(0, str(ROOT))
     names = sys.argv[1:] or list(STAGES)
     if unknown := [name for name in names if name not in STAGES]:
         print(f"gpu_check: stages must be of {', '.join(STAGES)}, got {unknown[0]!r}", file=sys.stderr)
@@ -90,10 +92,11 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu_check: PyTorch sees no GPU", file=sys.stderr)
         return 2
-    device = torch.cuda.get_device_name()
-    folder = ROOT / "benchmarks" / "results" / device.lower().replace(" ", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    report = folder / "gpu_check.json"
+    from benchmarks import machine, result_files
+
+    device = torch.device("cuda")
+    report = result_files.ROOT / machine.slug(device) / "gpu_check.json"
+    report.parent.mkdir(parents=True, exist_ok=True)
     outcome = json.loads(report.read_text()) if report.exists() else {}
     for name in names:
         started = time.monotonic()
@@ -101,7 +104,7 @@ def main() -> int:
         outcome[name] = {
             "passed": status == 0,
             "seconds": round(time.monotonic() - started),
-            "device": device,
+            "device": machine.device_name(device),
             "torch": torch.__version__,
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         }

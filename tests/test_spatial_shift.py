@@ -247,7 +247,7 @@ def test_checkpointing(device, backend):
     assert torch.equal(dx, expected)
 
 
-def test_fake_and_meta_tensors(backend):
+def test_fake_and_meta_tensors():
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(2, 4, 4, 8).permute(0, 3, 1, 2)
         assert MF.spatial_shift(x).stride() == x.stride()
