@@ -17,6 +17,31 @@ TORCH_LIBRARY(mixer_kernels, m) {
   m.def("spatial_shift_fwd_(Tensor(a!) x, int[] directions) -> ()");
   m.def("spatial_shift_bwd(Tensor dy, int[] directions) -> Tensor");
   m.def("spatial_shift_bwd_(Tensor(a!) dy, int[] directions) -> ()");
+
+  // activation: a code of csrc/common/activation.h. The gradient of an absent parameter is empty, of shape (0,).
+  m.def(
+      "layer_norm_token_linear_fwd(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, "
+      "float eps, int activation) -> (Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "layer_norm_token_linear_bwd(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? norm_weight, "
+      "Tensor? norm_bias, Tensor weight, Tensor? bias, int activation) "
+      "-> (Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dweight, Tensor dbias)");
+  m.def(
+      "token_mixing_fwd(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight1, Tensor? bias1, "
+      "Tensor weight2, Tensor? bias2, float eps, int activation) -> (Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "token_mixing_bwd(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? norm_weight, Tensor? norm_bias, "
+      "Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, int activation) "
+      "-> (Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dweight1, Tensor dbias1, Tensor dweight2, "
+      "Tensor dbias2)");
+
+  m.def(
+      "affine_token_linear_fwd(Tensor x, Tensor? alpha, Tensor? beta, Tensor weight, Tensor? bias, "
+      "Tensor? layer_scale) -> Tensor");
+  m.def(
+      "affine_token_linear_bwd(Tensor dy, Tensor x, Tensor? alpha, Tensor? beta, Tensor weight, Tensor? bias, "
+      "Tensor? layer_scale) -> (Tensor dx, Tensor dalpha, Tensor dbeta, Tensor dweight, Tensor dbias, "
+      "Tensor dlayer_scale)");
 }
 
 namespace mixer_kernels {

@@ -1,15 +1,21 @@
 // Compiles the file named by MIXER_KERNELS_ISA_FILE once for each instruction set, in the namespaces
-// mixer_kernels::{baseline, avx2, avx512}. One object file then carries every path, and no build flag differs.
+// mixer_kernels::{baseline, avx2, avx512}, and in avx512_bf16 too where MIXER_KERNELS_ISA_BF16 is defined. One object
+// file then carries every path, and no build flag differs.
 // The named file holds functions only: what it needs is included before this header, outside the target regions,
 // so that no shared inline function is ever compiled for an instruction set that the machine may lack.
-// kVectorBytes is the width of a register there.
+// kVectorBytes is the width of a register there; kHasBf16Dot whether there is a dot product of bfloat16 pairs.
 
 #ifndef MIXER_KERNELS_ISA_FILE
 #error "define MIXER_KERNELS_ISA_FILE before including foreach_isa.h"
 #endif
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace mixer_kernels::baseline {
 constexpr int kVectorBytes = 16;
+constexpr bool kHasBf16Dot = false;
 #include MIXER_KERNELS_ISA_FILE
 }  // namespace mixer_kernels::baseline
 
@@ -23,6 +29,7 @@ constexpr int kVectorBytes = 16;
 #endif
 namespace mixer_kernels::avx2 {
 constexpr int kVectorBytes = 32;
+constexpr bool kHasBf16Dot = false;
 #include MIXER_KERNELS_ISA_FILE
 }  // namespace mixer_kernels::avx2
 #if defined(__clang__)
@@ -40,6 +47,7 @@ constexpr int kVectorBytes = 32;
 #endif
 namespace mixer_kernels::avx512 {
 constexpr int kVectorBytes = 64;
+constexpr bool kHasBf16Dot = false;
 #include MIXER_KERNELS_ISA_FILE
 }  // namespace mixer_kernels::avx512
 #if defined(__clang__)
@@ -48,11 +56,34 @@ constexpr int kVectorBytes = 64;
 #pragma GCC pop_options
 #endif
 
+#if defined(MIXER_KERNELS_ISA_BF16)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c,bmi2"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,f16c,bmi2,prefer-vector-width=512")
+#endif
+namespace mixer_kernels::avx512_bf16 {
+constexpr int kVectorBytes = 64;
+constexpr bool kHasBf16Dot = true;
+#include MIXER_KERNELS_ISA_FILE
+}  // namespace mixer_kernels::avx512_bf16
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
 #else
 
 namespace mixer_kernels {
 namespace avx2 = baseline;
 namespace avx512 = baseline;
+#if defined(MIXER_KERNELS_ISA_BF16)
+namespace avx512_bf16 = baseline;
+#endif
 }  // namespace mixer_kernels
 
 #endif

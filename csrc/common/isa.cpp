@@ -1,17 +1,40 @@
 #include "common/isa.h"
 
+#include <ATen/cpu/Utils.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace mixer_kernels {
 namespace {
+
+constexpr Isa kAll[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
+
+#if defined(__x86_64__)
+bool has_amx_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kExtendedFeatures = 7, kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if (!__get_cpuid_count(kExtendedFeatures, 0, &eax, &ebx, &ecx, &edx)) {
+    return false;
+  }
+  // init_amx asks the kernel for the tile registers.
+  return (edx & kAmxBf16) && (edx & kAmxTile) && at::cpu::init_amx();
+}
+#endif
 
 Isa detect() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
-    return Isa::kAvx512;
+    if (!__builtin_cpu_supports("avx512bf16")) {
+      return Isa::kAvx512;
+    }
+    return has_amx_bf16() ? Isa::kAmx : Isa::kAvx512Bf16;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     return Isa::kAvx2;
@@ -24,11 +47,12 @@ Isa detect() {
 
 Isa cpu_isa() {
   static const Isa detected = detect();
-  const char* cap = std::getenv("MIXER_KERNELS_ISA");
-  if (cap != nullptr) {
-    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
-      if (std::strcmp(cap, isa_name(isa)) == 0) {
-        return std::min(isa, detected);
+  const char* asked = std::getenv("MIXER_KERNELS_ISA");
+  if (asked != nullptr) {
+    const Isa best = detected == Isa::kAvx512Bf16 ? Isa::kAmx : detected;
+    for (Isa isa : kAll) {
+      if (std::strcmp(asked, isa_name(isa)) == 0) {
+        return std::min(isa, best);
       }
     }
   }
@@ -37,6 +61,10 @@ Isa cpu_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmx:
+      return "amx";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include <cstddef>
@@ -13,10 +14,9 @@
 
 namespace mixer_kernels {
 
-// An uninitialised tensor like x. On the CPU, from 32 MiB on, the C library maps every allocation afresh, and the page
-// faults of 4 KiB pages then take several times as long as the kernel that fills them: ask for 2 MiB pages.
-inline at::Tensor empty_output_like(const at::Tensor& x) {
-  at::Tensor y = at::empty_like(x);
+// On the CPU, from 32 MiB on, the C library maps every allocation afresh, and the page faults of 4 KiB pages then take
+// several times as long as the kernel that fills them: ask for 2 MiB pages.
+inline at::Tensor in_huge_pages(at::Tensor y) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr size_t kAlwaysMapped = size_t{32} << 20;
   constexpr uintptr_t kPage = 4096;
@@ -28,6 +28,14 @@ inline at::Tensor empty_output_like(const at::Tensor& x) {
   }
 #endif
   return y;
+}
+
+// An uninitialised tensor like x, strides included where x is dense.
+inline at::Tensor empty_output_like(const at::Tensor& x) { return in_huge_pages(at::empty_like(x)); }
+
+// An uninitialised contiguous tensor of x's shape.
+inline at::Tensor empty_contiguous_output(const at::Tensor& x) {
+  return in_huge_pages(at::empty(x.sizes(), x.options()));
 }
 
 }  // namespace mixer_kernels

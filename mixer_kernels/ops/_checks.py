@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,39 @@ def check_dims(op: str, name: str, value: torch.Tensor, dims: str) -> None:
     count = dims.count(",") + 1
     if value.dim() != count:
         raise ValueError(f"{op}: {name} must have {count} dimensions {dims}, got shape {tuple(value.shape)}")
+
+
+def check_shape(op: str, name: str, value: torch.Tensor, shape: Sequence[int | str]) -> None:
+    """Raise ValueError unless ``value`` has this shape; a string stands for any size."""
+    fits = value.dim() == len(shape) and all(
+        isinstance(size, str) or value.shape[dim] == size for dim, size in enumerate(shape)
+    )
+    if not fits:
+        wanted = ", ".join(str(size) for size in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{op}: {name} must have shape ({wanted}), got shape {tuple(value.shape)}")
+
+
+def check_device(op: str, name: str, value: torch.Tensor, x: torch.Tensor) -> None:
+    """Raise RuntimeError unless ``value`` is on x's device."""
+    if value.device != x.device:
+        raise RuntimeError(f"{op}: {name} must be on x's device {x.device}, got {value.device}")
+
+
+def check_like(op: str, name: str, value: torch.Tensor, x: torch.Tensor) -> None:
+    """Raise RuntimeError unless ``value`` is on x's device, TypeError unless it has x's dtype."""
+    check_device(op, name, value, x)
+    if value.dtype != x.dtype:
+        raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {value.dtype}")
+
+
+def autocast(value: torch.Tensor) -> torch.Tensor:
+    """Return ``value`` in the dtype of autocast where it is on; float64 stays, as in PyTorch's own ops."""
+    device = value.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return value
+    if value.dtype == torch.float64:
+        return value
+    return value.to(torch.get_autocast_dtype(device))
 
 
 def check_writable(op: str, name: str, value: torch.Tensor) -> None:
@@ -47,9 +81,9 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
         )
 
 
-def needs_grad(*values: torch.Tensor) -> bool:
+def needs_grad(*values: torch.Tensor | None) -> bool:
     """Return whether autograd records what is done to a tensor; where it does not, its Function is only overhead."""
-    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
 
 
 def _may_overlap(value: torch.Tensor) -> bool:

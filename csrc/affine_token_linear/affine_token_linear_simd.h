@@ -1,0 +1,197 @@
+// The affine-folded linear over the tokens on the CPU, a tile of channels of one image at a time: one product with the
+// weight as it is, then Affine, bias, LayerScale and residual in one pass over the accumulators.
+// Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include guard.
+
+#include "common/vector_simd.h"
+// It builds on that one, and the next one on it.
+#include "common/tile_gemm_simd.h"
+// Tiles of channels.
+#include "common/channel_tiles_simd.h"
+
+// The sums over the rows of the weight: what beta, the same in every token, is multiplied by.
+template <typename scalar_t>
+Scratch<acc_type<scalar_t>> weight_row_sums(const AffineLinear<scalar_t>& m) {
+  using acc_t = acc_type<scalar_t>;
+  const int64_t width = whole_vectors<acc_t>(m.tokens);
+  Scratch<acc_t> sums(m.tokens);
+  at::parallel_for(0, m.tokens, rows_per_task(m.tokens), [&](int64_t begin, int64_t end) {
+    Scratch<acc_t> row(width);
+    for (int64_t token = begin; token < end; ++token) {
+      load_row(m.weight + token * m.tokens, 1, m.tokens, row.get());
+      std::fill(row.get() + m.tokens, row.get() + width, acc_t(0));
+      sums.get()[token] = sum_vectors<acc_t>(width, [&](int64_t i) { return load(row.get() + i); });
+    }
+  });
+  return sums;
+}
+
+// Parallel over tiles. y = x + scale * (weight x) + shift * rowsum(weight) + layer_scale * bias.
+template <typename scalar_t>
+void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<scalar_t>& y) {
+  using acc_t = acc_type<scalar_t>;
+  using operand_t = operand_type<scalar_t>;
+  using vec = Vector<acc_t>;
+  const LeftOperand<scalar_t> weight(m.weight, m.tokens, m.tokens);
+  const Scratch<acc_t> row_sums = weight_row_sums(m);
+
+  at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
+    Scratch<unit_type<operand_t>> panel(units<operand_t>(m.tokens) * m.tiles.columns);
+    Scratch<acc_t> block(kTileRows * m.tiles.columns), x(kTileRows * m.tiles.columns);
+    for (int64_t index = begin; index < end; ++index) {
+      const Tile tile = Tile::of<acc_t>(m.tiles, index);
+      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
+        load_rows(m.x, tile, token, rows, x.get());
+        pack_rows<operand_t>(x.get(), tile.width, token, rows, tile.width, panel.get(), tile.width);
+      });
+      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
+        multiply<operand_t>(m.brgemm, rows, tile.width, m.tokens, weight.row(token), weight.ld(), panel.get(),
+                            tile.width, false, block.get(), tile.width);
+        load_rows(m.x, tile, token, rows, x.get());
+        for (int64_t r = 0; r < rows; ++r) {
+          const acc_t row_sum = row_sums.get()[token + r], bias = m.bias[token + r];
+          for (int64_t i = 0; i < tile.width; i += kLanes<acc_t>) {
+            const int64_t channel = tile.first + i;
+            const vec constant = load(m.shift + channel) * row_sum + load(m.layer_scale + channel) * bias;
+            acc_t* const to = block.get() + r * tile.width + i;
+            store(to, load(x.get() + r * tile.width + i) + (load(to) * load(m.scale + channel) + constant));
+          }
+        }
+        store_rows(block.get(), y, tile, token, rows);
+      });
+    }
+    if (m.brgemm) at::native::cpublas::brgemm_release();
+  });
+}
+
+// What one part of the tasks adds to the gradients of the parameters.
+template <typename scalar_t>
+struct ParameterGradients {
+  using acc_t = acc_type<scalar_t>;
+  int64_t ld, width, size;
+  Scratch<acc_t> all;
+  acc_t *weight, *bias, *channel_sums;  // (S, ld), (S), (3, width)
+
+  explicit ParameterGradients(const AffineLinear<scalar_t>& m)
+      : ld(whole_vectors<acc_t>(m.tokens)),
+        width(whole_vectors<acc_t>(m.tiles.channels)),
+        size(m.tokens * ld + m.tokens + 3 * width),
+        all(size),
+        weight(all.get()),
+        bias(weight + m.tokens * ld),
+        channel_sums(bias + m.tokens) {
+    std::fill_n(bias, m.tokens + 3 * width, acc_t(0));
+  }
+};
+
+// Everything that one tile gives: dx, and its share of the gradients of the parameters.
+template <typename scalar_t>
+class BackwardTile {
+ public:
+  using acc_t = acc_type<scalar_t>;
+  using operand_t = operand_type<scalar_t>;
+
+  BackwardTile(const AffineLinear<scalar_t>& m, const Rows<const scalar_t>& dy, const Rows<scalar_t>& dx,
+               const LeftOperand<scalar_t>& transposed, const acc_t* row_sums)
+      : m_(m),
+        dy_(dy),
+        dx_(dx),
+        transposed_(transposed),
+        row_sums_(row_sums),
+        dy_matrix_(m.tokens, m.tiles.columns),
+        inner_(m.tokens * m.tiles.columns),
+        turned_(units<operand_t>(m.tiles.columns) * whole_vectors<acc_t>(m.tokens)),
+        dy_block_(kTileRows * m.tiles.columns),
+        x_(kTileRows * m.tiles.columns),
+        u_(kTileRows * m.tiles.columns) {}
+
+  // The first tile of a part overwrites dweight of the part, the others add to it.
+  void run(const Tile& tile, bool first, ParameterGradients<scalar_t>& gradients) {
+    for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { load_dy(tile, token, rows, gradients.bias + token); });
+    for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { backpropagate(tile, token, rows, gradients); });
+    multiply_transposed(m_.brgemm, tile, dy_matrix_.rows(), m_.tokens, inner_.get(), m_.tokens, turned_.get(), !first,
+                        gradients.weight, gradients.ld);
+  }
+
+ private:
+  using vec = Vector<acc_t>;
+
+  void load_dy(const Tile& tile, int64_t token, int64_t rows, acc_t* dbias) {
+    load_rows(dy_, tile, token, rows, dy_block_.get());
+    dy_matrix_.store(dy_block_.get(), tile, token, rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      dbias[r] += sum_vectors<acc_t>(tile.width, [&](int64_t i) {
+        return load(m_.layer_scale + tile.first + i) * load(dy_block_.get() + r * tile.width + i);
+      });
+    }
+  }
+
+  // With U = weight^T dy: dx = dy + scale * U, and the sums over these rows. The other factor of dweight, beside dy, is
+  // scale * x + shift: dy itself, which may have few digits to lose, stays as it is.
+  void backpropagate(const Tile& tile, int64_t token, int64_t rows, ParameterGradients<scalar_t>& gradients) {
+    acc_t *dy = dy_block_.get(), *x = x_.get(), *u = u_.get();
+    multiply<operand_t>(m_.brgemm, rows, tile.width, m_.tokens, transposed_.row(token), transposed_.ld(),
+                        dy_matrix_.panel(), tile.width, false, u, tile.width);
+    load_rows(dy_, tile, token, rows, dy);
+    load_rows(m_.x, tile, token, rows, x);
+    for (int64_t i = 0; i < tile.width; i += kLanes<acc_t>) {
+      const int64_t channel = tile.first + i;
+      const vec scale = load(m_.scale + channel), shift = load(m_.shift + channel);
+      vec xu{}, dy_rowsum{}, dy_bias{};
+      for (int64_t r = 0, at = i; r < rows; ++r, at += tile.width) {
+        const vec dy_here = load(dy + at), x_here = load(x + at), u_here = load(u + at);
+        xu += x_here * u_here;
+        dy_rowsum += dy_here * row_sums_[token + r];
+        dy_bias += dy_here * m_.bias[token + r];
+        store(dy + at, dy_here + u_here * scale);
+        store(x + at, x_here * scale + shift);
+      }
+      acc_t* sums = gradients.channel_sums + channel;
+      for (const vec& sum : {xu, dy_rowsum, dy_bias}) {
+        store(sums, load(sums) + sum);
+        sums += gradients.width;
+      }
+    }
+    store_rows(dy, dx_, tile, token, rows);
+    store_row(inner_.get() + token * tile.width, rows * tile.width, x);
+  }
+
+  const AffineLinear<scalar_t>& m_;
+  const Rows<const scalar_t>& dy_;
+  const Rows<scalar_t>& dx_;
+  const LeftOperand<scalar_t>& transposed_;
+  const acc_t* row_sums_;
+  TileMatrix<operand_t> dy_matrix_;
+  Scratch<operand_t> inner_;
+  Scratch<unit_type<operand_t>> turned_;
+  Scratch<acc_t> dy_block_, x_, u_;
+};
+
+// Parallel over fixed parts of the tiles, each with its own sums.
+template <typename scalar_t>
+void affine_token_linear_backward(const AffineLinear<scalar_t>& m, const Rows<const scalar_t>& dy,
+                                  const Gradients<scalar_t>& out) {
+  using acc_t = acc_type<scalar_t>;
+  using Part = ParameterGradients<scalar_t>;
+  const auto transposed = LeftOperand<scalar_t>::transposed(m.weight, m.tokens, m.tokens);
+  const Scratch<acc_t> row_sums = weight_row_sums(m);
+
+  const int64_t tasks = m.tiles.tasks();
+  std::vector<Part> parts;
+  for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
+  in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
+    BackwardTile<scalar_t> tile(m, dy, out.dx, transposed, row_sums.get());
+    for (int64_t index = begin; index < end; ++index) {
+      tile.run(Tile::of<acc_t>(m.tiles, index), index == begin, parts[part]);
+    }
+    if (m.brgemm) at::native::cpublas::brgemm_release();
+  });
+  sum_parts(parts, &Part::weight, m.tokens, m.tokens, parts[0].ld, out.dweight);
+  sum_parts(parts, &Part::bias, 1, m.tokens, 0, out.dbias);
+  for (size_t part = 1; part < parts.size(); ++part) {
+    for (int64_t i = 0; i < 3 * parts[0].width; ++i) parts[0].channel_sums[i] += parts[part].channel_sums[i];
+  }
+  for (int64_t sum = 0; sum < 3; ++sum) {
+    std::copy_n(parts[0].channel_sums + sum * parts[0].width, m.tiles.channels,
+                out.channel_sums + sum * m.tiles.channels);
+  }
+}

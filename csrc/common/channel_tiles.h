@@ -1,0 +1,34 @@
+// How the CPU kernels cut images into tasks: a task is a tile of channels of one image.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace mixer_kernels {
+
+constexpr int64_t kTileRows = 48;  // whole blocks of 6 rows for the registers and of 16 for AMX
+
+struct Tiling {
+  int64_t batch, channels, columns;  // of a tile
+
+  Tiling(int64_t images, int64_t width) : batch(images), channels(width), columns(kWidest) {
+    // Wide tiles read the weights less often; narrow ones leave threads less time without work.
+    while (columns > kNarrowest && 8 * slowest_thread(columns / 2) < 7 * slowest_thread(columns)) columns /= 2;
+  }
+
+  int64_t per_image() const { return (channels + columns - 1) / columns; }
+  int64_t tasks() const { return batch * per_image(); }
+
+ private:
+  static constexpr int64_t kWidest = 128, kNarrowest = 32;
+
+  // Columns that the thread with the most tasks works on.
+  int64_t slowest_thread(int64_t width) const {
+    const int64_t tiles = batch * ((channels + width - 1) / width), threads = at::get_num_threads();
+    return (tiles + threads - 1) / threads * std::min(width, channels);
+  }
+};
+
+}  // namespace mixer_kernels

@@ -1,0 +1,113 @@
+// Tiles of channels: their rows as accumulators and as operands of products, and sums over parts of the tasks.
+// Compiled once for each instruction set by foreach_isa.h after tile_gemm_simd.h, inside a namespace.
+
+// The columns of one image that one task works on.
+struct Tile {
+  int64_t image, first, columns;  // channels [first, first + columns)
+  int64_t width;                  // columns, rounded up to whole vectors
+
+  template <typename acc_t>
+  static Tile of(const Tiling& tiles, int64_t index) {
+    const int64_t first = index % tiles.per_image() * tiles.columns;
+    const int64_t columns = std::min(tiles.columns, tiles.channels - first);
+    return {index / tiles.per_image(), first, columns, whole_vectors<acc_t>(columns)};
+  }
+};
+
+// Rows [first, first + rows) of a tensor's tile as accumulators; zeros up to the tile's width.
+template <typename scalar_t>
+void load_rows(const Rows<const scalar_t>& from, const Tile& tile, int64_t first, int64_t rows,
+               acc_type<scalar_t>* to) {
+  // A tile takes a few cache lines of each row, a pattern that hardware prefetchers miss.
+  constexpr int64_t kRowsAhead = 16, kLine = 64 / sizeof(scalar_t);
+  for (int64_t r = 0; r < rows; ++r, to += tile.width) {
+    const scalar_t* const row = from.row(tile.image, first + r) + tile.first * from.column_step;
+    if (from.column_step == 1) {
+      for (int64_t i = 0; i < tile.columns; i += kLine) __builtin_prefetch(row + kRowsAhead * from.row_step + i);
+    }
+    load_row(row, from.column_step, tile.columns, to);
+    std::fill(to + tile.columns, to + tile.width, acc_type<scalar_t>(0));
+  }
+}
+
+template <typename scalar_t>
+void store_rows(const acc_type<scalar_t>* from, const Rows<scalar_t>& to, const Tile& tile, int64_t first,
+                int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    store_row(to.row(tile.image, first + r) + tile.first, tile.columns, from + r * tile.width);
+  }
+}
+
+// Calls f(first, rows) for blocks of rows whose accumulators stay in the first-level cache.
+template <typename F>
+void for_row_blocks(int64_t rows, const F& f) {
+  for (int64_t first = 0; first < rows; first += kTileRows) f(first, std::min(kTileRows, rows - first));
+}
+
+// A matrix (rows, columns of the tile), as the right operand of one product and as the left one of another.
+template <typename operand_t>
+class TileMatrix {
+ public:
+  using acc_t = acc_type<operand_t>;
+  using unit_t = unit_type<operand_t>;
+
+  TileMatrix(int64_t rows, int64_t columns)
+      : panel_(kSame ? 0 : units<operand_t>(rows) * columns), rows_(rows * columns) {}
+
+  void store(const acc_t* from, const Tile& tile, int64_t first, int64_t rows) {
+    if constexpr (!kSame) {
+      pack_rows<operand_t>(from, tile.width, first, rows, tile.width, panel_.get(), tile.width);
+    }
+    store_row(rows_.get() + first * tile.width, rows * tile.width, from);
+  }
+
+  const unit_t* panel() const {
+    if constexpr (kSame) {
+      return rows_.get();
+    } else {
+      return panel_.get();
+    }
+  }
+  const operand_t* rows() const { return rows_.get(); }
+
+ private:
+  static constexpr bool kSame = std::is_same_v<unit_t, operand_t>;
+  Scratch<unit_t> panel_;
+  Scratch<operand_t> rows_;
+};
+
+// out = left * right^T, over the columns of the tile; added to `out` if `accumulate`. `turned` is room for right^T.
+template <typename operand_t>
+void multiply_transposed(bool brgemm, const Tile& tile, const operand_t* left, int64_t left_rows,
+                         const operand_t* right, int64_t right_rows, unit_type<operand_t>* turned, bool accumulate,
+                         acc_type<operand_t>* out, int64_t ld_out) {
+  transpose(reinterpret_cast<const unit_type<operand_t>*>(right), units<operand_t>(tile.width), right_rows,
+            units<operand_t>(tile.width), turned, ld_out);
+  multiply<operand_t>(brgemm, left_rows, ld_out, tile.width, left, tile.width, turned, ld_out, accumulate, out, ld_out);
+}
+
+// Calls f(part, begin, end) for fixed parts of the tasks: what each adds up does not depend on the threads' timing.
+template <typename F>
+void in_parts(int64_t tasks, int64_t parts, const F& f) {
+  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) f(part, part * tasks / parts, (part + 1) * tasks / parts);
+  });
+}
+
+// to (rows, columns) = a matrix (rows, ld) of all parts, added in their order. Overwrites that of the first.
+template <typename scalar_t, typename Part>
+void sum_parts(const std::vector<Part>& parts, acc_type<scalar_t>* Part::* matrix, int64_t rows, int64_t columns,
+               int64_t ld, scalar_t* to) {
+  if (to == nullptr) return;
+  at::parallel_for(0, rows, rows_per_task(columns * static_cast<int64_t>(parts.size())),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t row = begin; row < end; ++row) {
+                       acc_type<scalar_t>* const total = parts[0].*matrix + row * ld;
+                       for (size_t part = 1; part < parts.size(); ++part) {
+                         const acc_type<scalar_t>* const more = parts[part].*matrix + row * ld;
+                         for (int64_t i = 0; i < columns; ++i) total[i] += more[i];
+                       }
+                       store_row(to + row * columns, columns, total);
+                     }
+                   });
+}

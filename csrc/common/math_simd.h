@@ -1,0 +1,143 @@
+// Vector forms of the activations and their derivatives, accurate to float32; float64 goes lane by lane through libm.
+// Compiled once for each instruction set by foreach_isa.h after vector_simd.h, inside a namespace.
+
+// e^x for x in [-87, 88], clamped there: 2^n e^r with |r| <= ln 2 / 2, a polynomial that is off by 3e-9.
+inline Vector<float> exp(Vector<float> x) {
+  using vec = Vector<float>;
+  using ints = Vector<int32_t>;
+  x = x < -87.0f ? broadcast(-87.0f) : x;
+  x = x > 88.0f ? broadcast(88.0f) : x;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits.
+  const vec shifted = x * 1.44269504f + 12582912.0f;
+  const vec n = shifted - 12582912.0f;
+  // ln 2 in two parts: n times the first is exact.
+  const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  vec p = r * 0.00138146127f + 0.00836870988f;
+  p = p * r + 0.0416683874f;
+  p = p * r + 0.166665207f;
+  p = p * r + 0.499999935f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return (vec)((ints)p + ((ints)shifted << 23));
+}
+
+// erf as x P(x^2) / Q(x^2), off by 2e-8 before rounding; from 3.92 on it is 1 in float32.
+inline Vector<float> erf(Vector<float> x) {
+  using vec = Vector<float>;
+  const vec square = x * x;
+  vec p = square * 2.05005968e-6f + 2.84864811e-4f;
+  p = p * square + 3.76516188e-3f;
+  p = p * square + 5.27472857e-2f;
+  p = p * square + 1.90396960e-1f;
+  p = p * square + 1.12837915f;
+  vec q = square * 3.80904912e-5f + 1.16241096e-3f;
+  q = q * square + 1.49683084e-2f;
+  q = q * square + 1.14105020e-1f;
+  q = q * square + 5.02067656e-1f;
+  q = q * square + 1.0f;
+  const vec inside = x * p / q;
+  const vec low = x <= -3.92f ? broadcast(-1.0f) : inside;
+  return x >= 3.92f ? broadcast(1.0f) : low;
+}
+
+inline Vector<double> exp(Vector<double> x) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+inline Vector<double> erf(Vector<double> x) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = std::erf(x[i]);
+  return x;
+}
+
+// The standard normal distribution function.
+template <typename T>
+inline Vector<T> normal_cdf(Vector<T> z) {
+  return erf(z * T(0.70710678118654752440)) * T(0.5) + T(0.5);
+}
+
+// The tanh approximation of GELU puts (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) in the place of that function, with
+// u = sqrt(2 / pi) (z + 0.044715 z^3). This is e^-2u.
+template <typename T>
+inline Vector<T> exp_minus_2u(Vector<T> z) {
+  return exp(z * (z * z * T(0.044715) + T(1)) * T(-1.59576912160573071176));
+}
+
+// A block of rows of z that wait for the bias of their row, or none.
+template <typename T>
+struct BiasedRows {
+  T* z;
+  const T* bias;
+  int64_t rows, width;  // a multiple of the lanes
+
+  T bias_of(int64_t row) const { return bias == nullptr ? T(0) : bias[row]; }
+};
+
+template <typename T, typename F>
+inline void map_vectors(const BiasedRows<T>& block, const F& act) {
+  for (int64_t r = 0; r < block.rows; ++r) {
+    T* const z = block.z + r * block.width;
+    for (int64_t i = 0; i < block.width; i += kLanes<T>) store(z + i, act(load(z + i) + block.bias_of(r)));
+  }
+}
+
+// z = act(z + bias).
+template <typename T>
+void activate(Activation activation, const BiasedRows<T>& block) {
+  using vec = Vector<T>;
+  switch (activation) {
+    case Activation::kNone:
+      return map_vectors(block, [](vec v) { return v; });
+    case Activation::kRelu:
+      return map_vectors(block, [](vec v) { return v < T(0) ? vec{} : v; });
+    case Activation::kGelu:
+      return map_vectors(block, [](vec v) { return v * normal_cdf<T>(v); });
+    case Activation::kGeluTanh:
+      return map_vectors(block, [](vec v) { return v / (exp_minus_2u<T>(v) + T(1)); });
+  }
+}
+
+// act gives the slope and turns its argument into the activation.
+template <typename T, typename F>
+inline void map_vectors_backward(const BiasedRows<T>& block, T* dh, const F& act) {
+  for (int64_t r = 0; r < block.rows; ++r) {
+    T* const z = block.z + r * block.width;
+    T* const d = dh + r * block.width;
+    for (int64_t i = 0; i < block.width; i += kLanes<T>) {
+      Vector<T> v = load(z + i) + block.bias_of(r);
+      store(d + i, load(d + i) * act(v));
+      store(z + i, v);
+    }
+  }
+}
+
+// dh *= act'(z + bias) and z = act(z + bias).
+template <typename T>
+void activate_backward(Activation activation, const BiasedRows<T>& block, T* dh) {
+  using vec = Vector<T>;
+  switch (activation) {
+    case Activation::kNone:
+      return map_vectors(block, [](vec v) { return v; });
+    case Activation::kRelu:
+      return map_vectors_backward(block, dh, [](vec& v) {
+        const vec slope = v > T(0) ? broadcast(T(1)) : vec{};
+        v = v < T(0) ? vec{} : v;
+        return slope;
+      });
+    case Activation::kGelu:
+      return map_vectors_backward(block, dh, [](vec& v) {
+        const vec cdf = normal_cdf<T>(v);
+        const vec slope = exp(v * v * T(-0.5)) * v * T(0.39894228040143267794) + cdf;
+        v *= cdf;
+        return slope;
+      });
+    case Activation::kGeluTanh:
+      return map_vectors_backward(block, dh, [](vec& v) {
+        const vec e = exp_minus_2u<T>(v);
+        const vec cdf = T(1) / (e + T(1));
+        const vec slope_of_2u = v * v * T(0.21406444881780073) + T(1.59576912160573071176);
+        v *= cdf;
+        return e * cdf * v * slope_of_2u + cdf;
+      });
+  }
+}

@@ -1,0 +1,127 @@
+// Vectors of one register, and rows of tensors as rows of accumulators.
+// Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include, no include guard.
+
+// What an element is computed in.
+template <typename scalar_t>
+using acc_type = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+};
+
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+template <typename T>
+constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+
+template <typename T>
+inline Vector<T> load(const T* from) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
+}
+
+template <typename T>
+inline void store(T* to, Vector<T> value) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
+}
+
+template <typename T>
+inline Vector<T> broadcast(T value) {
+  return Vector<T>{} + value;
+}
+
+template <typename T>
+inline T sum_lanes(Vector<T> v) {
+  T sum = 0;
+  for (int64_t i = 0; i < kLanes<T>; ++i) sum += v[i];
+  return sum;
+}
+
+// kLanes elements as accumulators. Vectors of bfloat16 are the upper halves of floats.
+template <typename scalar_t>
+inline Vector<acc_type<scalar_t>> load_as_acc(const scalar_t* from) {
+  if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+    typedef uint16_t halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+    using words = Vector<uint32_t>;
+    return (Vector<float>)(__builtin_convertvector(*reinterpret_cast<const halves*>(from), words) << 16);
+  } else if constexpr (std::is_same_v<scalar_t, c10::Half>) {
+    if constexpr (kVectorBytes == 64) {
+      return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    } else if constexpr (kVectorBytes == 32) {
+      return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    } else {
+      Vector<float> value;
+      for (int64_t i = 0; i < kLanes<float>; ++i) value[i] = from[i];
+      return value;
+    }
+  } else {
+    return load(from);
+  }
+}
+
+// Accumulators as kLanes elements, rounded to the nearest even.
+template <typename scalar_t>
+inline void store_acc(scalar_t* to, Vector<acc_type<scalar_t>> value) {
+  if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+    if constexpr (kHasBf16Dot) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value));
+    } else {
+      typedef uint16_t halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+      using words = Vector<uint32_t>;
+      const words bits = (words)value;
+      const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+      const words nan = words{} + 0x7fc0;
+      const words safe = value == value ? rounded : nan;
+      *reinterpret_cast<halves*>(to) = __builtin_convertvector(safe, halves);
+    }
+  } else if constexpr (std::is_same_v<scalar_t, c10::Half>) {
+    if constexpr (kVectorBytes == 64) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+    } else if constexpr (kVectorBytes == 32) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+    } else {
+      for (int64_t i = 0; i < kLanes<float>; ++i) to[i] = value[i];
+    }
+  } else {
+    store(to, value);
+  }
+}
+
+// n elements of a tensor, `step` apart, as accumulators.
+template <typename scalar_t>
+void load_row(const scalar_t* from, int64_t step, int64_t n, acc_type<scalar_t>* to) {
+  constexpr int64_t lanes = kLanes<acc_type<scalar_t>>;
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + lanes <= n; i += lanes) store(to + i, load_as_acc(from + i));
+  }
+  for (; i < n; ++i) to[i] = static_cast<acc_type<scalar_t>>(from[i * step]);
+}
+
+template <typename scalar_t>
+void store_row(scalar_t* to, int64_t n, const acc_type<scalar_t>* from) {
+  constexpr int64_t lanes = kLanes<acc_type<scalar_t>>;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store_acc(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = static_cast<scalar_t>(from[i]);
+}
+
+// The sum of f(i) over the vectors that begin at i = 0, lanes, 2 lanes, ... below n, in four independent chains.
+template <typename T, typename F>
+T sum_vectors(int64_t n, const F& f) {
+  constexpr int64_t lanes = kLanes<T>;
+  Vector<T> chains[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    for (int c = 0; c < 4; ++c) chains[c] += f(i + c * lanes);
+  }
+  for (; i < n; i += lanes) chains[0] += f(i);
+  return sum_lanes<T>((chains[0] + chains[1]) + (chains[2] + chains[3]));
+}
+
+template <typename T>
+constexpr int64_t whole_vectors(int64_t n) {
+  return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}

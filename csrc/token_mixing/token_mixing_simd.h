@@ -1,0 +1,314 @@
+// Token mixing on the CPU, a tile of channels of one image at a time: its normalised columns and its hidden
+// layer stay in the core's cache between the products, and the products read the weights where they lie.
+// Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include guard.
+
+#include "common/vector_simd.h"
+// They build on it.
+#include "common/math_simd.h"
+#include "common/tile_gemm_simd.h"
+// It builds on that one.
+#include "common/channel_tiles_simd.h"
+
+template <typename scalar_t>
+void token_statistics(const Mixing<scalar_t>& m, acc_type<scalar_t>* mean, acc_type<scalar_t>* rstd) {
+  using acc_t = acc_type<scalar_t>;
+  const int64_t width = whole_vectors<acc_t>(m.channels);
+  at::parallel_for(0, m.batch * m.tokens, rows_per_task(m.channels), [&](int64_t begin, int64_t end) {
+    Scratch<acc_t> row(width);
+    acc_t* const x = row.get();
+    for (int64_t token = begin; token < end; ++token) {
+      load_row(m.x.row(token / m.tokens, token % m.tokens), m.x.column_step, m.channels, x);
+      std::fill(x + m.channels, x + width, acc_t(0));
+      const acc_t rough_mean = sum_vectors<acc_t>(width, [&](int64_t i) { return load(x + i); }) / m.channels;
+      // The second pass corrects the rounding of the mean, and with it the variance.
+      std::fill(x + m.channels, x + width, rough_mean);
+      const acc_t rest = sum_vectors<acc_t>(width, [&](int64_t i) { return load(x + i) - rough_mean; }) / m.channels;
+      const acc_t square = sum_vectors<acc_t>(width,
+                                              [&](int64_t i) {
+                                                const Vector<acc_t> distance = load(x + i) - rough_mean;
+                                                return distance * distance;
+                                              }) /
+                           m.channels;
+      mean[token] = rough_mean + rest;
+      rstd[token] = acc_t(1) / std::sqrt(square - rest * rest + static_cast<acc_t>(m.eps));
+    }
+  });
+}
+
+// Rows [first, first + rows) of n = (x - mean) * rstd * norm_weight + norm_bias; zeros up to the tile's width, where
+// the parameters are zeros.
+template <typename scalar_t>
+void normalise_rows(const Mixing<scalar_t>& m, const Statistics<acc_type<scalar_t>>& statistics, const Tile& tile,
+                    int64_t first, int64_t rows, acc_type<scalar_t>* n) {
+  using acc_t = acc_type<scalar_t>;
+  load_rows(m.x, tile, first, rows, n);
+  for (int64_t r = 0; r < rows; ++r, n += tile.width) {
+    const int64_t token = tile.image * m.tokens + first + r;
+    const acc_t mean = statistics.mean[token], rstd = statistics.rstd[token];
+    for (int64_t i = 0; i < tile.width; i += kLanes<acc_t>) {
+      const Vector<acc_t> weight = load(m.norm_weight + tile.first + i), bias = load(m.norm_bias + tile.first + i);
+      store(n + i, (load(n + i) - mean) * rstd * weight + bias);
+    }
+  }
+}
+
+template <typename acc_t>
+const acc_t* from_row(const acc_t* bias, int64_t row) {
+  return bias == nullptr ? nullptr : bias + row;
+}
+
+template <typename scalar_t>
+void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, acc_type<scalar_t>* mean,
+                          acc_type<scalar_t>* rstd) {
+  using acc_t = acc_type<scalar_t>;
+  using operand_t = operand_type<scalar_t>;
+  using unit_t = unit_type<operand_t>;
+  token_statistics(m, mean, rstd);
+  const Statistics<acc_t> statistics{mean, rstd};
+  const LeftOperand<scalar_t> weight1(m.weight1, m.hidden, m.tokens);
+  const LeftOperand<scalar_t> weight2(m.weight2, m.weight2 ? m.tokens : 0, m.hidden);
+
+  at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
+    Scratch<unit_t> normalised(units<operand_t>(m.tokens) * m.tiles.columns);
+    Scratch<unit_t> hidden(units<operand_t>(m.hidden) * m.tiles.columns);
+    Scratch<acc_t> block(kTileRows * m.tiles.columns), x(kTileRows * m.tiles.columns);
+    for (int64_t index = begin; index < end; ++index) {
+      const Tile tile = Tile::of<acc_t>(m.tiles, index);
+      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
+        normalise_rows(m, statistics, tile, token, rows, block.get());
+        pack_rows<operand_t>(block.get(), tile.width, token, rows, tile.width, normalised.get(), tile.width);
+      });
+      for_row_blocks(m.hidden, [&](int64_t unit, int64_t rows) {
+        multiply<operand_t>(m.brgemm, rows, tile.width, m.tokens, weight1.row(unit), weight1.ld(), normalised.get(),
+                            tile.width, false, block.get(), tile.width);
+        activate(m.activation, BiasedRows<acc_t>{block.get(), from_row(m.bias1, unit), rows, tile.width});
+        if (m.weight2 == nullptr) return store_rows(block.get(), y, tile, unit, rows);
+        pack_rows<operand_t>(block.get(), tile.width, unit, rows, tile.width, hidden.get(), tile.width);
+      });
+      if (m.weight2 == nullptr) continue;
+      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
+        multiply<operand_t>(m.brgemm, rows, tile.width, m.hidden, weight2.row(token), weight2.ld(), hidden.get(),
+                            tile.width, false, block.get(), tile.width);
+        load_rows(m.x, tile, token, rows, x.get());
+        for (int64_t r = 0; r < rows; ++r) {
+          const acc_t bias = m.bias2 ? m.bias2[token + r] : acc_t(0);
+          for (int64_t i = r * tile.width; i < (r + 1) * tile.width; i += kLanes<acc_t>) {
+            store(x.get() + i, load(x.get() + i) + load(block.get() + i) + bias);
+          }
+        }
+        store_rows(x.get(), y, tile, token, rows);
+      });
+    }
+    if (m.brgemm) at::native::cpublas::brgemm_release();
+  });
+}
+
+// What one part of the tasks adds to the gradients of the parameters. Rows of the matrices are whole vectors.
+template <typename scalar_t>
+struct WeightGradients {
+  using acc_t = acc_type<scalar_t>;
+  int64_t ld1, ld2, size;
+  Scratch<acc_t> all;
+  acc_t *weight1, *weight2, *bias1, *bias2;  // (D, ld1), (S, ld2), (D), (S)
+
+  explicit WeightGradients(const Mixing<scalar_t>& m)
+      : ld1(whole_vectors<acc_t>(m.tokens)),
+        ld2(whole_vectors<acc_t>(m.hidden)),
+        size(m.hidden * ld1 + m.tokens * ld2 + m.hidden + m.tokens),
+        all(size),
+        weight1(all.get()),
+        weight2(weight1 + m.hidden * ld1),
+        bias1(weight2 + m.tokens * ld2),
+        bias2(bias1 + m.hidden) {}
+};
+
+// The left operands of the backward products.
+template <typename scalar_t>
+struct BackwardWeights {
+  LeftOperand<scalar_t> weight1, transposed1, transposed2;
+
+  explicit BackwardWeights(const Mixing<scalar_t>& m)
+      : weight1(m.weight1, m.hidden, m.tokens),
+        transposed1(LeftOperand<scalar_t>::transposed(m.weight1, m.tokens, m.hidden)),
+        transposed2(LeftOperand<scalar_t>::transposed(m.weight2, m.weight2 ? m.hidden : 0, m.tokens)) {}
+};
+
+// Everything that one tile gives: dn, left in dx, and its share of the gradients of weights and biases.
+template <typename scalar_t>
+class BackwardTile {
+ public:
+  using acc_t = acc_type<scalar_t>;
+  using operand_t = operand_type<scalar_t>;
+  using unit_t = unit_type<operand_t>;
+
+  BackwardTile(const Mixing<scalar_t>& m, const Statistics<acc_t>& statistics, const Rows<const scalar_t>& dy,
+               const Rows<scalar_t>& dx, const BackwardWeights<scalar_t>& weights)
+      : m_(m),
+        statistics_(statistics),
+        dy_(dy),
+        dx_(dx),
+        weights_(weights),
+        normalised_(m.tokens, m.tiles.columns),
+        dy_panel_(m.weight2 ? m.tokens : 0, m.tiles.columns),
+        hidden_(m.weight2 ? m.hidden : 0, m.tiles.columns),
+        dz_(m.hidden, m.tiles.columns),
+        turned_(units<operand_t>(m.tiles.columns) * whole_vectors<acc_t>(std::max(m.tokens, m.hidden))),
+        z_(kTileRows * m.tiles.columns),
+        dh_(kTileRows * m.tiles.columns) {}
+
+  // The first tile of a part overwrites the part's gradients, the others add to them.
+  void run(const Tile& tile, bool first, WeightGradients<scalar_t>& gradients) {
+    if (first) std::fill_n(gradients.bias1, m_.hidden + m_.tokens, acc_t(0));
+    load_panels(tile, gradients);
+    for_row_blocks(m_.hidden, [&](int64_t unit, int64_t rows) { backpropagate_hidden(tile, unit, rows, gradients); });
+    for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) {
+      multiply<operand_t>(m_.brgemm, rows, tile.width, m_.hidden, weights_.transposed1.row(token),
+                          weights_.transposed1.ld(), dz_.panel(), tile.width, false, z_.get(), tile.width);
+      store_rows(z_.get(), dx_, tile, token, rows);
+    });
+    multiply_transposed(m_.brgemm, tile, dz_.rows(), m_.hidden, normalised_.rows(), m_.tokens, turned_.get(), !first,
+                        gradients.weight1, gradients.ld1);
+    if (m_.weight2 == nullptr) return;
+    multiply_transposed(m_.brgemm, tile, dy_panel_.rows(), m_.tokens, hidden_.rows(), m_.hidden, turned_.get(), !first,
+                        gradients.weight2, gradients.ld2);
+  }
+
+ private:
+  void load_panels(const Tile& tile, WeightGradients<scalar_t>& gradients) {
+    for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) {
+      normalise_rows(m_, statistics_, tile, token, rows, z_.get());
+      normalised_.store(z_.get(), tile, token, rows);
+      if (m_.weight2 == nullptr) return;
+      load_rows(dy_, tile, token, rows, dh_.get());
+      dy_panel_.store(dh_.get(), tile, token, rows);
+      add_row_sums(dh_.get(), tile.width, rows, gradients.bias2 + token);
+    });
+  }
+
+  // dz = dh * act'(z) for some units of the hidden layer, and h = act(z).
+  void backpropagate_hidden(const Tile& tile, int64_t unit, int64_t rows, WeightGradients<scalar_t>& gradients) {
+    acc_t *z = z_.get(), *dh = dh_.get();
+    if (m_.weight2) {
+      multiply<operand_t>(m_.brgemm, rows, tile.width, m_.tokens, weights_.transposed2.row(unit),
+                          weights_.transposed2.ld(), dy_panel_.panel(), tile.width, false, dh, tile.width);
+    } else {
+      load_rows(dy_, tile, unit, rows, dh);
+    }
+    if (m_.weight2 || m_.activation != Activation::kNone) {
+      multiply<operand_t>(m_.brgemm, rows, tile.width, m_.tokens, weights_.weight1.row(unit), weights_.weight1.ld(),
+                          normalised_.panel(), tile.width, false, z, tile.width);
+      activate_backward(m_.activation, BiasedRows<acc_t>{z, from_row(m_.bias1, unit), rows, tile.width}, dh);
+    }
+    if (m_.weight2) hidden_.store(z, tile, unit, rows);
+    add_row_sums(dh, tile.width, rows, gradients.bias1 + unit);
+    dz_.store(dh, tile, unit, rows);
+  }
+
+  // Columns past the tile's last hold zeros in dy, and so in dh and dz.
+  static void add_row_sums(const acc_t* block, int64_t width, int64_t rows, acc_t* sums) {
+    for (int64_t r = 0; r < rows; ++r) {
+      sums[r] += sum_vectors<acc_t>(width, [&](int64_t i) { return load(block + r * width + i); });
+    }
+  }
+
+  const Mixing<scalar_t>& m_;
+  const Statistics<acc_t>& statistics_;
+  const Rows<const scalar_t>& dy_;
+  const Rows<scalar_t>& dx_;
+  const BackwardWeights<scalar_t>& weights_;
+  TileMatrix<operand_t> normalised_, dy_panel_, hidden_, dz_;
+  Scratch<unit_t> turned_;
+  Scratch<acc_t> z_, dh_;
+};
+
+// A row of a tensor with its columns in whole vectors side by side: itself where it is so, else a copy.
+template <typename scalar_t>
+const scalar_t* whole_row(const Rows<const scalar_t>& from, int64_t image, int64_t row, int64_t columns,
+                          scalar_t* copy) {
+  const scalar_t* const in = from.row(image, row);
+  if (from.column_step == 1 && columns % kLanes<acc_type<scalar_t>> == 0) return in;
+  for (int64_t i = 0; i < columns; ++i) copy[i] = in[i * from.column_step];
+  return copy;
+}
+
+// dx of the rows of one part from dn, which lies in its place, and the part's share of the gradients of the affine.
+template <typename scalar_t>
+void layer_norm_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<scalar_t>>& statistics,
+                         const Rows<const scalar_t>& dy, const Rows<scalar_t>& dx, int64_t begin, int64_t end,
+                         acc_type<scalar_t>* dnorm_weight, acc_type<scalar_t>* dnorm_bias) {
+  using acc_t = acc_type<scalar_t>;
+  using vec = Vector<acc_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  const int64_t width = whole_vectors<acc_t>(m.channels);
+  // Behind the last channel they stay zero, as norm_weight does: nothing there adds to a sum.
+  Scratch<scalar_t> copies(4 * width);
+  std::fill_n(copies.get(), 4 * width, scalar_t(0));
+  for (int64_t token = begin; token < end; ++token) {
+    const int64_t image = token / m.tokens, s = token % m.tokens;
+    const acc_t mean = statistics.mean[token], rstd = statistics.rstd[token];
+    const scalar_t* const x = whole_row(m.x, image, s, m.channels, copies.get());
+    const scalar_t* const dn = whole_row(Rows<const scalar_t>(dx), image, s, m.channels, copies.get() + width);
+    vec sum_g{}, sum_gx{};
+    for (int64_t i = 0; i < width; i += lanes) {
+      const vec d = load_as_acc(dn + i), xhat = (load_as_acc(x + i) - mean) * rstd, g = d * load(m.norm_weight + i);
+      store(dnorm_weight + i, load(dnorm_weight + i) + d * xhat);
+      store(dnorm_bias + i, load(dnorm_bias + i) + d);
+      sum_g += g;
+      sum_gx += g * xhat;
+    }
+    const acc_t mean_g = sum_lanes<acc_t>(sum_g) / m.channels, mean_gx = sum_lanes<acc_t>(sum_gx) / m.channels;
+    // The residual passes dy on.
+    const scalar_t* const past = m.weight2 ? whole_row(dy, image, s, m.channels, copies.get() + 2 * width) : nullptr;
+    scalar_t* const out = width == m.channels ? dx.row(image, s) : copies.get() + 3 * width;
+    for (int64_t i = 0; i < width; i += lanes) {
+      const vec xhat = (load_as_acc(x + i) - mean) * rstd, g = load_as_acc(dn + i) * load(m.norm_weight + i);
+      const vec through_norm = (g - mean_g - xhat * mean_gx) * rstd;
+      store_acc(out + i, past ? load_as_acc(past + i) + through_norm : through_norm);
+    }
+    if (width != m.channels) std::copy_n(out, m.channels, dx.row(image, s));
+  }
+}
+
+template <typename scalar_t>
+void token_mixing_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<scalar_t>>& statistics,
+                           const Rows<const scalar_t>& dy, const Gradients<scalar_t>& out) {
+  using acc_t = acc_type<scalar_t>;
+  const BackwardWeights<scalar_t> weights(m);
+  const int64_t tasks = m.tiles.tasks();
+  std::vector<WeightGradients<scalar_t>> parts;
+  for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
+  in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
+    BackwardTile<scalar_t> tile(m, statistics, dy, out.dx, weights);
+    for (int64_t index = begin; index < end; ++index)
+      tile.run(Tile::of<acc_t>(m.tiles, index), index == begin, parts[part]);
+    if (m.brgemm) at::native::cpublas::brgemm_release();
+  });
+  using Part = WeightGradients<scalar_t>;
+  sum_parts(parts, &Part::weight1, m.hidden, m.tokens, parts[0].ld1, out.dweight1);
+  sum_parts(parts, &Part::weight2, m.tokens, m.hidden, parts[0].ld2, out.dweight2);
+  sum_parts(parts, &Part::bias1, 1, m.hidden, 0, out.dbias1);
+  sum_parts(parts, &Part::bias2, 1, m.tokens, 0, out.dbias2);
+
+  const int64_t rows = m.batch * m.tokens;
+  const int64_t row_parts = std::clamp<int64_t>(rows / rows_per_task(m.channels), 1, at::get_num_threads());
+  const int64_t width = whole_vectors<acc_t>(m.channels);
+  Scratch<acc_t> sums(row_parts * 2 * width);
+  std::fill_n(sums.get(), row_parts * 2 * width, acc_t(0));
+  in_parts(rows, row_parts, [&](int64_t part, int64_t begin, int64_t end) {
+    // Sums of a few rows first: long ones of one element at a time lose digits.
+    constexpr int64_t kRowsPerSum = 64;
+    Scratch<acc_t> few(2 * width);
+    acc_t* const total = sums.get() + part * 2 * width;
+    for (int64_t row = begin; row < end; row += kRowsPerSum) {
+      std::fill_n(few.get(), 2 * width, acc_t(0));
+      layer_norm_backward(m, statistics, dy, out.dx, row, std::min(row + kRowsPerSum, end), few.get(),
+                          few.get() + width);
+      for (int64_t i = 0; i < 2 * width; ++i) total[i] += few.get()[i];
+    }
+  });
+  for (int64_t part = 1; part < row_parts; ++part) {
+    for (int64_t i = 0; i < 2 * width; ++i) sums.get()[i] += sums.get()[part * 2 * width + i];
+  }
+  std::copy_n(sums.get(), m.channels, out.dnorm_weight);
+  std::copy_n(sums.get() + width, m.channels, out.dnorm_bias);
+}
