@@ -29,10 +29,30 @@ class Limit(NamedTuple):
     instructions: tuple[str, ...] = ()
 
 
-# By kernel name. A multiprocessor has 65536 registers.
+# Products on the tensor cores, in float16, bfloat16 and tf32, fed by asynchronous copies of 16 bytes.
+TENSOR_CORES = ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "HMMA.1688.F32.TF32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128")
+# Those whose second operand comes to the tensor cores transposed.
+TRANSPOSED = (*TENSOR_CORES, "LDSM.16.MT88.4")
+FLOAT32 = ("FFMA", "LDS.128", "LDGSTS.E.BYPASS.128")
+
+# By a part of the kernel's symbol. A multiprocessor has 65536 registers.
 LIMITS = {
     # 3 blocks of 256 threads: one wave of the published shape, 96 KB in flight; 16-byte accesses both ways.
     "spatial_shift_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
+    # 2 blocks of 128 threads, with up to 128 accumulators a thread.
+    "token_linear_kernelINS_10TensorTile": Limit(255, (*TRANSPOSED, "STG.E.128")),
+    "token_linear_kernelINS_7FmaTile": Limit(255, (*FLOAT32, "STG.E.128")),
+    "hidden_backward_kernelINS_10TensorTile": Limit(255, (*TRANSPOSED, "STG.E.128")),
+    "hidden_backward_kernelINS_7FmaTile": Limit(255, (*FLOAT32, "STG.E.128")),
+    "weight_gradient_kernelINS_10TensorTile": Limit(255, TENSOR_CORES),
+    "weight_gradient_kernelINS_7FmaTile": Limit(255, FLOAT32),
+    # 3 blocks of 256 threads.
+    "normalise_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
+    # 8 blocks of 128 threads.
+    "norm_backward_kernel": Limit(64),
+    # Every thread that a multiprocessor takes, or nearly.
+    "pack_kernel": Limit(40),
+    "sum_terms_kernel": Limit(32),
 }
 
 
@@ -138,7 +158,7 @@ def main() -> None:
         problems += wrong_resources(arch, kernels)
         for name in LIMITS:
             registers = [kernel.registers for kernel in kernels if kernel.name == name]
-            print(f"{arch:8} {name:24} {len(registers):3} instances, {min(registers, default=0)} to "
+            print(f"{arch:8} {name:40} {len(registers):3} instances, {min(registers, default=0)} to "
                   f"{max(registers, default=0)} registers")  # fmt: skip
     for arch, code in by_arch(sass).items():
         problems += missing_instructions(arch, code)

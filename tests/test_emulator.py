@@ -2,102 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-EMULATOR = ROOT / "tests" / "emulator"
-CACHE = ROOT / "build" / "emulator"
-FLAGS = [
-    *("-std=c++17", "-O1", "-g", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
-    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-]
-PROGRAMS = ("spatial_shift_emulated", "self_test")
+from emulated import ELEMENT_TYPES, run
 
 PLUS_H, MINUS_H, PLUS_W, MINUS_W = range(4)
 SHIFT_1 = (PLUS_H, MINUS_H, PLUS_W, MINUS_W)
 SHIFT_2 = (PLUS_W, MINUS_W, PLUS_H, MINUS_H)
 SEVENTEEN = tuple(i * 7 % 4 for i in range(17))
 
-# As csrc/common/element_type.h numbers them; bfloat16 travels as its bits.
-ELEMENT_TYPES = {
-    "float32": (0, np.float32),
-    "float64": (1, np.float64),
-    "float16": (2, np.float16),
-    "bfloat16": (3, np.uint16),
-}
-
-
-def compiler() -> str | None:
-    """GCC, whose sanitizers are shared libraries: in the program itself, their thread-local state would be poisoned."""
-    for name in (os.environ.get("CXX"), "g++", "c++"):
-        path = shutil.which(name) if name else None
-        if (
-            path
-            and "Free Software Foundation" in subprocess.run([path, "--version"], capture_output=True, text=True).stdout
-        ):
-            return path
-    return None
-
-
-def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    # AddressSanitizer's own memory may collide with randomised addresses on new kernels. Leaks are nobody's concern.
-    fixed = ["setarch", "-R"]
-    if shutil.which("setarch") is None or subprocess.run([*fixed, "true"], capture_output=True).returncode != 0:
-        fixed = []
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    return subprocess.run([*fixed, program, *arguments], capture_output=True, text=True, env=environment)
-
-
-def compile_program(name: str) -> Path:
-    """Compile one program, once for each state of its sources."""
-    cxx = compiler()
-    sources = [EMULATOR / f"{name}.cpp", *sorted(EMULATOR.glob("*.h")), *sorted(ROOT.glob("csrc/**/*.*h"))]
-    version = subprocess.run([cxx, "--version"], capture_output=True, check=True).stdout
-    key = hashlib.sha256(version + " ".join(FLAGS).encode() + b"".join(path.read_bytes() for path in sources))
-    program = CACHE / f"{name}-{key.hexdigest()[:16]}"
-    if not program.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        for old in CACHE.glob(f"{name}-*"):
-            old.unlink(missing_ok=True)
-        unfinished = program.with_suffix(f".{os.getpid()}")
-        includes = [f"-I{ROOT / 'csrc'}", f"-I{EMULATOR}"]
-        subprocess.run([cxx, *FLAGS, *includes, str(sources[0]), "-o", str(unfinished)], check=True)
-        unfinished.replace(program)
-    return program
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The compiled programs; skips where the machine cannot compile or run them."""
-    cxx = compiler()
-    if cxx is None:
-        pytest.skip("the emulator needs GCC, and none was found")
-    trial = tmp_path_factory.mktemp("emulator") / "trial"
-    source = "#include <ucontext.h>\n#include <sanitizer/asan_interface.h>\nint main() { return 0; }"
-    build = subprocess.run(
-        [cxx, *FLAGS, "-x", "c++", "-", "-o", str(trial)], input=source, text=True, capture_output=True
-    )
-    if build.returncode != 0 or run(trial).returncode != 0:
-        pytest.skip(
-            f"the emulator needs AddressSanitizer and UBSan, and {cxx} cannot link and run them (libasan, libubsan)"
-        )
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(PROGRAMS, pool.map(compile_program, PROGRAMS), strict=True))
-
-
 # --- the emulator itself
 
 
-@pytest.mark.parametrize("case", ["sum", "reverse", "half"])
+SOUND = (
+    *("sum", "reverse", "half", "tf32", "mma_half", "mma_bfloat16", "mma_tf32"),
+    *("ldmatrix", "ldmatrix_transposed", "copy"),
+)
+
+
+@pytest.mark.parametrize("case", SOUND)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_sound_kernels_pass(programs: dict[str, Path], case: str, seed: int) -> None:
     result = run(programs["self_test"], case, str(seed))
@@ -121,6 +47,14 @@ WRONG_RESULT = 2
         ("two_barriers", 1, "divergent barrier"),
         ("early_exit", 1, "divergent barrier"),
         ("inactive_lane", 1, "outside its mask"),
+        ("mma_wrong_row", WRONG_RESULT, ""),
+        ("mma_missing_lane", 1, "divergent barrier"),
+        ("copy_missing_wait", 1, "copies under way"),
+        ("copy_missing_barrier", WRONG_RESULT, ""),
+        ("copy_early_reuse", WRONG_RESULT, ""),
+        ("copy_unfinished", 1, "copies under way"),
+        ("copy_misaligned", 1, "misaligned"),
+        ("copy_past_global", 1, "heap-buffer-overflow"),
     ],
 )
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -77,6 +77,64 @@ struct Vector {
   }
 };
 
+// Two floats as neighbouring elements of 16 bits, the first in the lower half.
+template <typename scalar_t>
+__device__ __forceinline__ uint32_t pack_pair(float first, float second) {
+  uint32_t bits;
+#if defined(__CUDACC__)
+  if constexpr (std::is_same_v<scalar_t, __half>) {
+    const __half2 pair = __floats2half2_rn(first, second);
+    memcpy(&bits, &pair, sizeof(bits));
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    memcpy(&bits, &pair, sizeof(bits));
+  }
+#else
+  const scalar_t pair[2] = {from_acc<scalar_t>(first), from_acc<scalar_t>(second)};
+  memcpy(&bits, pair, sizeof(bits));
+#endif
+  return bits;
+}
+
+// kVec neighbouring elements as floats, in aligned accesses of at most 16 bytes. Elements are shifted in and out of the
+// accessed bits: through an array they would take a detour over local memory.
+template <int kVec, typename scalar_t>
+__device__ __forceinline__ void load_floats(float (&to)[kVec], const scalar_t* from) {
+  using element_t = typename AccessOf<sizeof(scalar_t)>::type;
+  constexpr int kPiece = kVec * sizeof(scalar_t) > 16 ? 16 / sizeof(scalar_t) : kVec;
+#pragma unroll
+  for (int piece = 0; piece < kVec; piece += kPiece) {
+    const auto bits = Vector<scalar_t, kPiece>::load(from + piece).bits;
+#pragma unroll
+    for (int i = 0; i < kPiece; ++i) {
+      const auto element = static_cast<element_t>(bits >> (8 * sizeof(scalar_t) * i));
+      scalar_t value;
+      memcpy(&value, &element, sizeof(value));
+      to[piece + i] = to_acc(value);
+    }
+  }
+}
+
+template <int kVec, typename scalar_t>
+__device__ __forceinline__ void store_floats(scalar_t* to, const float (&from)[kVec]) {
+  using vector_t = Vector<scalar_t, kVec>;
+  typename vector_t::access_t bits{};
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+    if constexpr (sizeof(scalar_t) == 2 && kVec > 1) {
+      if (i % 2 == 0) {
+        bits |= static_cast<typename vector_t::access_t>(pack_pair<scalar_t>(from[i], from[i + 1])) << (16 * i);
+      }
+    } else {
+      typename AccessOf<sizeof(scalar_t)>::type element;
+      const scalar_t value = from_acc<scalar_t>(from[i]);
+      memcpy(&element, &value, sizeof(element));
+      bits |= static_cast<typename vector_t::access_t>(element) << (8 * sizeof(scalar_t) * i);
+    }
+  }
+  vector_t{bits}.store(to);
+}
+
 // Calls f with a value of the C++ type that the element type stands for.
 template <typename F>
 void dispatch_element(ElementType type, F&& f) {

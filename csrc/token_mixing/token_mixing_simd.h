@@ -221,16 +221,6 @@ class BackwardTile {
   Scratch<acc_t> z_, dh_;
 };
 
-// A row of a tensor with its columns in whole vectors side by side: itself where it is so, else a copy.
-template <typename scalar_t>
-const scalar_t* whole_row(const Rows<const scalar_t>& from, int64_t image, int64_t row, int64_t columns,
-                          scalar_t* copy) {
-  const scalar_t* const in = from.row(image, row);
-  if (from.column_step == 1 && columns % kLanes<acc_type<scalar_t>> == 0) return in;
-  for (int64_t i = 0; i < columns; ++i) copy[i] = in[i * from.column_step];
-  return copy;
-}
-
 // dx of the rows of one part from dn, which lies in its place, and the part's share of the gradients of the affine.
 template <typename scalar_t>
 void layer_norm_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<scalar_t>>& statistics,
@@ -246,8 +236,8 @@ void layer_norm_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<sc
   for (int64_t token = begin; token < end; ++token) {
     const int64_t image = token / m.tokens, s = token % m.tokens;
     const acc_t mean = statistics.mean[token], rstd = statistics.rstd[token];
-    const scalar_t* const x = whole_row(m.x, image, s, m.channels, copies.get());
-    const scalar_t* const dn = whole_row(Rows<const scalar_t>(dx), image, s, m.channels, copies.get() + width);
+    const scalar_t* const x = whole_row(m.x.row(image, s), m.x.column_step, m.channels, copies.get());
+    const scalar_t* const dn = whole_row<scalar_t>(dx.row(image, s), dx.column_step, m.channels, copies.get() + width);
     vec sum_g{}, sum_gx{};
     for (int64_t i = 0; i < width; i += lanes) {
       const vec d = load_as_acc(dn + i), xhat = (load_as_acc(x + i) - mean) * rstd, g = d * load(m.norm_weight + i);
@@ -258,7 +248,8 @@ void layer_norm_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<sc
     }
     const acc_t mean_g = sum_lanes<acc_t>(sum_g) / m.channels, mean_gx = sum_lanes<acc_t>(sum_gx) / m.channels;
     // The residual passes dy on.
-    const scalar_t* const past = m.weight2 ? whole_row(dy, image, s, m.channels, copies.get() + 2 * width) : nullptr;
+    const scalar_t* const past =
+        m.weight2 ? whole_row(dy.row(image, s), dy.column_step, m.channels, copies.get() + 2 * width) : nullptr;
     scalar_t* const out = width == m.channels ? dx.row(image, s) : copies.get() + 3 * width;
     for (int64_t i = 0; i < width; i += lanes) {
       const vec xhat = (load_as_acc(x + i) - mean) * rstd, g = load_as_acc(dn + i) * load(m.norm_weight + i);

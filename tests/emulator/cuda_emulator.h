@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -65,12 +66,19 @@ struct Place {
   unsigned mask;
 
   bool operator==(const Place& other) const {
-    return std::strcmp(file, other.file) == 0 && line == other.line && phase == other.phase &&
-           whole_block == other.whole_block && mask == other.mask;
+    return line == other.line && phase == other.phase && whole_block == other.whole_block && mask == other.mask &&
+           (file == other.file || std::strcmp(file, other.file) == 0);
   }
 };
 
 enum class State { kReady, kWaiting, kDone };
+
+// 16 bytes on their way into shared memory, and the group that they were committed with.
+struct Copy {
+  void* to;
+  char bytes[16];
+  int group;
+};
 
 struct Thread {
   char* stack = nullptr;
@@ -79,6 +87,11 @@ struct Thread {
   State state = State::kReady;
   Place place{};
   uint64_t exchanged = 0;  // what this lane offers in a shuffle
+  // What it offers to the warp's matrix instructions, in turns: a lane may be one ahead of those that still read.
+  alignas(16) char offered[2][48];
+  int turn = 0;
+  std::vector<Copy> copies;
+  int group = 0;
 };
 
 // One block at a time: its threads, who runs, and its dynamic shared memory.
@@ -126,6 +139,7 @@ inline void thread_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
 #endif
   body();
+  if (!threads[current].copies.empty()) fail("a thread exits with copies under way");
   threads[current].state = State::kDone;
   to_scheduler();
 }
@@ -142,6 +156,7 @@ inline void start(Thread& thread) {
   __asan_unpoison_memory_region(thread.stack, kStackBytes);
 #endif
   thread.state = State::kReady;
+  thread.turn = thread.group = 0;
   getcontext(&thread.context);
   thread.context.uc_stack.ss_sp = thread.stack;
   thread.context.uc_stack.ss_size = kStackBytes;
@@ -317,6 +332,10 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize, c
                             line);
 }
 
+// The fast functions of the chip, as good as the precise ones here.
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+
 // The 16-bit types: plain bits and conversions that round to nearest, ties to even.
 struct __half {
   uint16_t bits;
@@ -371,3 +390,109 @@ inline __half __float2half_rn(float value) {
   bits += 0xfffu + (bits >> 13 & 1);
   return {static_cast<uint16_t>(sign | (bits - 0x38000000u) >> 13)};
 }
+
+namespace emulator {
+
+// An instruction that all 32 lanes execute together: each offers a value, and may read everybody's until it waits
+// again.
+template <typename T>
+class Together {
+ public:
+  Together(const T& mine, const char* file, int line) : warp_(&threads[current / warpSize * warpSize]) {
+    static_assert(sizeof(T) <= sizeof(Thread::offered[0]));
+    if (threads.size() % warpSize != 0) fail("a warp's instruction in an incomplete warp");
+    Thread& self = threads[current];
+    turn_ = self.turn++ % 2;
+    std::memcpy(self.offered[turn_], &mine, sizeof(T));
+    wait({file, line, self.turn, false, kFullMask});
+  }
+  const T& operator[](int lane) const { return *reinterpret_cast<const T*>(warp_[lane].offered[turn_]); }
+
+ private:
+  const Thread* warp_;
+  int turn_;
+};
+
+inline void check_aligned(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) fail("misaligned: 16 bytes at an address that is no multiple");
+}
+
+// The elements of one 32-bit register: two of 16 bits, or a float, of which the tensor cores see the upper 19 bits.
+inline void unpack(uint32_t bits, float (&to)[2], __half) {
+  to[0] = __half2float({static_cast<uint16_t>(bits)});
+  to[1] = __half2float({static_cast<uint16_t>(bits >> 16)});
+}
+inline void unpack(uint32_t bits, float (&to)[2], __nv_bfloat16) {
+  to[0] = __bfloat162float({static_cast<uint16_t>(bits)});
+  to[1] = __bfloat162float({static_cast<uint16_t>(bits >> 16)});
+}
+inline void unpack(uint32_t bits, float (&to)[1], float) {
+  bits &= 0xffffe000u;
+  std::memcpy(to, &bits, sizeof(bits));
+}
+
+// mma.sync m16n8k16 (16 bits) or m16n8k8 (tf32): c += a b. Lane l holds rows l / 4 and l / 4 + 8 of a, column l / 4 of
+// b.
+template <typename Element>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* file = __builtin_FILE(),
+         int line = __builtin_LINE()) {
+  constexpr int kPack = sizeof(uint32_t) / sizeof(Element);
+  struct Fragments {
+    float a[4][kPack], b[2][kPack];
+  } mine;
+  for (int i = 0; i < 4; ++i) unpack(a[i], mine.a[i], Element{});
+  for (int i = 0; i < 2; ++i) unpack(b[i], mine.b[i], Element{});
+  const Together<Fragments> warp(mine, file, line);
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane() / 4, column = lane() % 4 * 2 + i % 2;
+    double sum = 0;
+    for (int k = 0; k < 8 * kPack; ++k) {
+      const int quad = k / kPack % 4, half = k / kPack / 4;
+      sum += static_cast<double>(warp[row * 4 + quad].a[i / 2 + 2 * half][k % kPack]) *
+             warp[column * 4 + quad].b[half][k % kPack];
+    }
+    c[i] = static_cast<float>(c[i] + sum);
+  }
+}
+
+// ldmatrix.x4: each lane names a row of 16 bytes, eight lanes a matrix; it receives two elements of each matrix.
+inline void ldmatrix(uint32_t (&to)[4], const void* row, bool transposed, const char* file = __builtin_FILE(),
+                     int line = __builtin_LINE()) {
+  struct Row {
+    uint16_t elements[8];
+  } mine;
+  check_aligned(row);
+  std::memcpy(&mine, row, sizeof(mine));
+  const Together<Row> warp(mine, file, line);
+  const int outer = lane() / 4, inner = lane() % 4 * 2;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t low = transposed ? warp[8 * i + inner].elements[outer] : warp[8 * i + outer].elements[inner];
+    const uint32_t high =
+        transposed ? warp[8 * i + inner + 1].elements[outer] : warp[8 * i + outer].elements[inner + 1];
+    to[i] = low | high << 16;
+  }
+}
+
+// cp.async of 16 bytes, or of zeros. The target is NaN until the thread has waited for its group.
+inline void cp_async(void* to, const void* from, bool inside) {
+  check_aligned(to);
+  check_aligned(from);
+  Copy copy{to, {}, threads[current].group};
+  if (inside) std::memcpy(copy.bytes, from, sizeof(copy.bytes));
+  std::memset(to, 0xff, sizeof(copy.bytes));
+  threads[current].copies.push_back(copy);
+}
+
+inline void cp_async_commit() { ++threads[current].group; }
+
+// Waits until at most `pending` of the committed groups are under way.
+inline void cp_async_wait(int pending) {
+  Thread& self = threads[current];
+  const auto is_due = [&](const Copy& copy) { return copy.group < self.group - pending; };
+  for (const Copy& copy : self.copies) {
+    if (is_due(copy)) std::memcpy(copy.to, copy.bytes, sizeof(copy.bytes));
+  }
+  self.copies.erase(std::remove_if(self.copies.begin(), self.copies.end(), is_due), self.copies.end());
+}
+
+}  // namespace emulator

@@ -5,7 +5,8 @@
 #include <cstring>
 #include <string>
 
-#include "cuda_emulator.h"
+#include "common/mma.cuh"
+#include "common/vector.cuh"
 
 namespace {
 
@@ -103,6 +104,139 @@ int run_reverse(uint64_t seed) {
   return 0;
 }
 
+// One warp multiplies 16 x 8 outputs, each lane gathering its fragments element by element as common/mma.cuh says.
+template <typename scalar_t>
+__global__ void mma_kernel(const scalar_t* a, const scalar_t* b, float* c, bool swap_rows, bool skip_a_lane) {
+  constexpr int kPack = sizeof(uint32_t) / sizeof(scalar_t);
+  constexpr int kDepth = 8 * kPack;
+  const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+  if (skip_a_lane && threadIdx.x == 5) return;
+  uint32_t a_fragment[4], b_fragment[2];
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + 8 * (swap_rows ? 1 - i % 2 : i % 2);
+    std::memcpy(&a_fragment[i], a + row * kDepth + (t + 4 * (i / 2)) * kPack, sizeof(uint32_t));
+  }
+  for (int i = 0; i < 2; ++i) {
+    scalar_t elements[kPack];
+    for (int j = 0; j < kPack; ++j) elements[j] = b[((t + 4 * i) * kPack + j) * 8 + g];
+    std::memcpy(&b_fragment[i], elements, sizeof(uint32_t));
+  }
+  float c_fragment[4];
+  for (int i = 0; i < 4; ++i) c_fragment[i] = c[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
+  mixer_kernels::mma<scalar_t>(c_fragment, a_fragment, b_fragment);
+  for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = c_fragment[i];
+}
+
+template <typename scalar_t>
+int run_mma(uint64_t seed, bool swap_rows = false, bool skip_a_lane = false) {
+  constexpr int kDepth = 32 / sizeof(scalar_t);
+  std::vector<scalar_t> a(16 * kDepth), b(kDepth * 8);
+  std::vector<float> c(16 * 8), expected(16 * 8);
+  // Every element differs from every other, and every product and sum is exact.
+  for (size_t i = 0; i < a.size(); ++i) a[i] = mixer_kernels::from_acc<scalar_t>(static_cast<float>(i) - 100.0f);
+  for (size_t i = 0; i < b.size(); ++i) b[i] = mixer_kernels::from_acc<scalar_t>(static_cast<float>(i * 7 % 128) - 50);
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      const int at = row * 8 + column;
+      c[at] = expected[at] = static_cast<float>(at);
+      for (int k = 0; k < kDepth; ++k) {
+        expected[at] += mixer_kernels::to_acc(a[row * kDepth + k]) * mixer_kernels::to_acc(b[k * 8 + column]);
+      }
+    }
+  }
+  emulator::emulate(seed, 1, 32, 0, &mma_kernel<scalar_t>, a.data(), b.data(), c.data(), swap_rows, skip_a_lane);
+  return c == expected ? 0 : 2;
+}
+
+// Rounding to tf32, and the fraction bits that the tensor cores ignore.
+int run_tf32() {
+  const auto rounded = [](float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bits = mixer_kernels::to_tf32(bits);
+    std::memcpy(&value, &bits, sizeof(bits));
+    return value;
+  };
+  if (rounded(1.0f + 0x1p-11f) != 1.0f + 0x1p-10f || rounded(-1.0f - 0x1p-11f) != -1.0f - 0x1p-10f) return 2;
+  if (rounded(1.0f + 0x1.8p-12f) != 1.0f || !std::isnan(rounded(NAN)) || rounded(INFINITY) != INFINITY) return 2;
+  return 0;
+}
+
+// A warp loads four 8 x 8 matrices that lie side by side, eight rows of 80 bytes.
+__global__ void ldmatrix_kernel(const uint16_t* in, uint16_t* out, bool transposed) {
+  auto* shared = mixer_kernels::dynamic_shared<uint16_t>();
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < 8 * 32; i += 32) shared[i / 32 * 40 + i % 32] = in[i];
+  __syncwarp();
+  uint32_t fragment[4];
+  const uint16_t* row = shared + lane % 8 * 40 + lane / 8 * 8;
+  if (transposed) {
+    mixer_kernels::ldmatrix_transposed(fragment, row);
+  } else {
+    mixer_kernels::ldmatrix(fragment, row);
+  }
+  std::memcpy(out + lane * 8, fragment, sizeof(fragment));
+}
+
+int run_ldmatrix(uint64_t seed, bool transposed) {
+  std::vector<uint16_t> in(8 * 32), out(8 * 32);
+  std::iota(in.begin(), in.end(), uint16_t{0});
+  emulator::emulate(seed, 1, 32, 8 * 40 * sizeof(uint16_t), &ldmatrix_kernel, in.data(), out.data(), transposed);
+  for (int i = 0; i < 8 * 32; ++i) {
+    const int lane = i / 8, matrix = i % 8 / 2, inner = lane % 4 * 2 + i % 2, outer = lane / 4;
+    const int row = transposed ? inner : outer, column = matrix * 8 + (transposed ? outer : inner);
+    if (out[i] != row * 32 + column) return 2;
+  }
+  return 0;
+}
+
+// A block copies its numbers through two stages of shared memory, 16 bytes a thread, and turns each round. The last
+// thread brings zeros.
+enum class CopyBug { kNone, kMissingWait, kMissingBarrier, kEarlyReuse, kUnfinished, kMisaligned, kPastGlobal };
+
+template <CopyBug kBug>
+__global__ void copy_kernel(const float* in, float* out, int rounds) {
+  auto* shared = mixer_kernels::dynamic_shared<float>();
+  const int i = static_cast<int>(threadIdx.x), count = static_cast<int>(blockDim.x);
+  const auto issue = [&](int round) {
+    if (round < rounds) {
+      float* stage = shared + round % 2 * 4 * count + (kBug == CopyBug::kMisaligned ? 1 : 0);
+      const bool inside = i < count - 1 || kBug == CopyBug::kPastGlobal;
+      mixer_kernels::cp_async(stage + 4 * i, in + 4 * (round * count + i), inside);
+    }
+    mixer_kernels::cp_async_commit();
+  };
+  issue(0);
+  for (int round = 0; round < rounds; ++round) {
+    if (kBug == CopyBug::kEarlyReuse) issue(round + 1);
+    if (kBug != CopyBug::kMissingWait) mixer_kernels::cp_async_wait<kBug == CopyBug::kEarlyReuse ? 1 : 0>();
+    if (kBug != CopyBug::kMissingBarrier) __syncthreads();
+    if (kBug != CopyBug::kEarlyReuse) issue(round + 1);
+    const float* stage = shared + round % 2 * 4 * count;
+    for (int j = 0; j < 4; ++j) out[4 * (round * count + i) + j] = stage[4 * (count - 1 - i) + 3 - j];
+  }
+  if (kBug == CopyBug::kUnfinished) {
+    mixer_kernels::cp_async(shared, in, true);
+    mixer_kernels::cp_async_commit();
+  }
+}
+
+template <CopyBug kBug>
+int run_copy(uint64_t seed) {
+  constexpr int kRounds = 5, kNumbers = 4 * kThreads;
+  std::vector<float> out(kRounds * kNumbers, NAN);
+  // Exactly what the kernel may read: the copy of zeros reads nothing.
+  std::vector<float> in(kRounds * kNumbers - 4);
+  std::iota(in.begin(), in.end(), 1.0f);
+  emulator::emulate(seed, 1, kThreads, 2 * kNumbers * sizeof(float), &copy_kernel<kBug>, in.data(), out.data(),
+                    kRounds);
+  for (int i = 0; i < kRounds * kNumbers; ++i) {
+    const int source = i / kNumbers * kNumbers + kNumbers - 1 - i % kNumbers;
+    if (out[i] != (source % kNumbers >= kNumbers - 4 ? 0.0f : in[source])) return 2;
+  }
+  return 0;
+}
+
 // Every half through float and back, and every float halfway between two halves.
 int run_half() {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -139,5 +273,20 @@ int main(int argc, char** argv) {
   if (name == "missing_syncwarp") return run_reverse<Bug::kMissingSyncwarp>(seed);
   if (name == "inactive_lane") return run_reverse<Bug::kInactiveLane>(seed);
   if (name == "race_in_place") return run_reverse<Bug::kRaceInPlace>(seed);
+  if (name == "mma_half") return run_mma<__half>(seed);
+  if (name == "mma_bfloat16") return run_mma<__nv_bfloat16>(seed);
+  if (name == "mma_tf32") return run_mma<float>(seed);
+  if (name == "tf32") return run_tf32();
+  if (name == "ldmatrix") return run_ldmatrix(seed, false);
+  if (name == "ldmatrix_transposed") return run_ldmatrix(seed, true);
+  if (name == "copy") return run_copy<CopyBug::kNone>(seed);
+  if (name == "mma_wrong_row") return run_mma<__half>(seed, true);
+  if (name == "mma_missing_lane") return run_mma<__half>(seed, false, true);
+  if (name == "copy_missing_wait") return run_copy<CopyBug::kMissingWait>(seed);
+  if (name == "copy_missing_barrier") return run_copy<CopyBug::kMissingBarrier>(seed);
+  if (name == "copy_early_reuse") return run_copy<CopyBug::kEarlyReuse>(seed);
+  if (name == "copy_unfinished") return run_copy<CopyBug::kUnfinished>(seed);
+  if (name == "copy_misaligned") return run_copy<CopyBug::kMisaligned>(seed);
+  if (name == "copy_past_global") return run_copy<CopyBug::kPastGlobal>(seed);
   return 1;
 }
