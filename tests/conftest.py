@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated import programs  # noqa: F401  (a fixture)
 
 GPU = torch.cuda.is_available()
 if not GPU:

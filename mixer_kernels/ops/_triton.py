@@ -24,3 +24,13 @@ def why_not(device: torch.device) -> str | None:
     if device.type == "cpu" and interpreting():
         return None
     return f"triton kernels need a GPU (or TRITON_INTERPRET=1, to test), got device {device.type!r}"
+
+
+def target() -> str:
+    """Return the chip that kernels are compiled for: "sm_90", "gfx942"; of the current device, without one sm_90."""
+    if interpreting():
+        return "sm_90"
+    from triton.runtime import driver
+
+    current = driver.active.get_current_target()
+    return f"sm_{current.arch}" if current.backend == "cuda" else str(current.arch)

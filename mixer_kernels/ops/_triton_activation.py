@@ -1,0 +1,56 @@
+"""The activations and their derivatives, by the codes 0 None, 1 relu, 2 gelu (erf), 3 gelu_tanh."""
+
+from __future__ import annotations
+
+from mixer_kernels.ops._triton_jit import jit, tl
+
+
+@jit
+def activate(z, ACTIVATION: tl.constexpr):
+    """Return the activation of ``z``, float32."""
+    if ACTIVATION == 1:
+        # Written so that NaN passes.
+        z = tl.where(z <= 0.0, 0.0, z)
+    elif ACTIVATION == 2:
+        z *= _normal_cdf(z)
+    elif ACTIVATION == 3:
+        z *= tl.sigmoid(_twice_u(z))
+    return z
+
+
+@jit
+def activate_with_derivative(z, ACTIVATION: tl.constexpr):
+    """Return the activation of ``z``, float32, and its derivative there."""
+    if ACTIVATION == 1:
+        h = tl.where(z <= 0.0, 0.0, z)
+        derivative = tl.where(z <= 0.0, 0.0, 1.0)
+    elif ACTIVATION == 2:
+        cdf = _normal_cdf(z)
+        h = z * cdf
+        # 1 / sqrt(2 pi)
+        derivative = cdf + z * (0.3989422804014327 * tl.exp(-0.5 * z * z))
+    elif ACTIVATION == 3:
+        # The gate and one minus it, both from the exponential that cannot overflow: neither cancels.
+        decay = tl.exp(-tl.abs(_twice_u(z)))
+        upper = 1.0 / (1.0 + decay)
+        lower = decay * upper
+        gate = tl.where(z >= 0.0, upper, lower)
+        h = z * gate
+        # The derivative of 2u.
+        slope = 1.5957691216057308 + 0.21406444881780076 * z * z
+        derivative = gate + z * (upper * lower) * slope
+    else:
+        h = z
+        derivative = tl.full(z.shape, 1.0, tl.float32)
+    return h, derivative
+
+
+@jit
+def _normal_cdf(z):
+    return 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+
+
+@jit
+def _twice_u(z):
+    """Return 2u, where u = sqrt(2 / pi) (z + 0.044715 z^3): gelu_tanh is z (1 + tanh(u)) / 2, z times a gate of 2u."""
+    return z * (1.5957691216057308 + 0.07135481627260025 * z * z)

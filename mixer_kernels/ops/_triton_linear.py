@@ -1,0 +1,333 @@
+"""Products over tokens, ``weight @ x[b]`` with channels side by side in memory, and what goes with them.
+
+Where tokens are rows of the result, products are computed transposed: channels, of which there are many, lie on the
+side of the matrix instruction that comes in steps of 64, tokens on the side that comes in steps of 8. There they are
+cut into strips, whose widths are powers of two, so that 196 tokens cost 128 + 64 + 16 = 208 and not 256. Weights come
+padded with zeros to whole tiles: their rows start on 16 bytes, and loads need no masks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from mixer_kernels.ops import _triton
+from mixer_kernels.ops._triton_activation import activate
+from mixer_kernels.ops._triton_jit import jit, tl
+
+# Arguments that are never constants of a compiled kernel, so that one serves every size. The number of channels is not
+# among them: whether it is a multiple of 16 decides how wide accesses are.
+SIZES = ("images", "tokens", "hidden", "rows", "depth", "chunks", "chunks_of_split")
+
+# What one program adds up at a time.
+SUM_ROWS, SUM_COLUMNS = 64, 64
+
+
+class Tile(NamedTuple):
+    """What one program holds of a product."""
+
+    # On the 64-granular side: channels, or hidden units in a weight gradient.
+    wide: int
+    # The most rows on the side of the strips, and the widest strip.
+    narrow: int
+    strip: int
+    # Steps of the reduction at a time.
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+def strips(rows: int, tile: Tile) -> tuple[int, ...]:
+    """Return widths of strips that cover ``rows`` rows, or as many of them as one of several programs takes."""
+    programs = -(-rows // tile.narrow)
+    left = -(-rows // programs)
+    widths = []
+    while left > 0:
+        cover = max(16, 1 << (left - 1).bit_length())
+        # A half and then more strips, if that saves more than one step of 16.
+        width = cover if cover - left <= 16 else cover // 2
+        widths.append(min(width, tile.strip))
+        left -= widths[-1]
+    return tuple(widths)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple that is no less than ``value``."""
+    return -(-value // multiple) * multiple
+
+
+def input_precision(x: torch.Tensor) -> str:
+    """Return how a product of float32 numbers may be computed: "tf32" where PyTorch's own would be, else "ieee"."""
+    allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed and _triton.target().startswith("sm_") else "ieee"
+
+
+@jit
+def pad_weights(program, weights, padded, heights, widths, padded_sizes, padded_widths, BLOCK: tl.constexpr):
+    """Copy this program's share of the weights, a tuple, into their zero-padded forms."""
+    for i in tl.static_range(len(weights)):
+        programs = tl.cdiv(padded_sizes[i], BLOCK)
+        if (program >= 0) & (program < programs):
+            element = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            row = element // padded_widths[i]
+            column = element % padded_widths[i]
+            inside = (row < heights[i]) & (column < widths[i])
+            values = tl.load(weights[i] + row * widths[i] + column, mask=inside, other=0.0)
+            tl.store(padded[i] + element, values, mask=element < padded_sizes[i])
+        program -= programs
+
+
+@jit
+def load_norm(norm_weight_ptr, norm_bias_ptr, c, channels):
+    """Return scale and shift of LayerNorm for the channels ``c``, float32."""
+    scale = tl.full(c.shape, 1.0, tl.float32)
+    shift = tl.full(c.shape, 0.0, tl.float32)
+    if norm_weight_ptr is not None:
+        scale = tl.load(norm_weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    if norm_bias_ptr is not None:
+        shift = tl.load(norm_bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    return scale, shift
+
+
+@jit
+def load_rows(x_ptr, r, rows, stride_x_r, c, channels):
+    """Return the rows ``r`` of one image, zero outside.  # [r, c]."""
+    inside = (r < rows)[:, None] & (c < channels)[None, :]
+    return tl.load(x_ptr + r.to(tl.int64)[:, None] * stride_x_r + c[None, :], mask=inside, other=0.0)
+
+
+@jit
+def load_normalized(x_ptr, mean_ptr, rstd_ptr, scale, shift, s, tokens, stride_x_s, c, channels):
+    """Return the tokens ``s`` of one image, normalised and rounded to the dtype of x, zero outside.  # [s, c]."""
+    x = load_rows(x_ptr, s, tokens, stride_x_s, c, channels).to(tl.float32)
+    mean = tl.load(mean_ptr + s, mask=s < tokens, other=0.0)
+    rstd = tl.load(rstd_ptr + s, mask=s < tokens, other=0.0)
+    n = (x - mean[:, None]) * rstd[:, None] * scale[None, :] + shift[None, :]
+    inside = (s < tokens)[:, None] & (c < channels)[None, :]
+    return tl.where(inside, n, 0.0).to(x_ptr.dtype.element_ty)
+
+
+@jit
+def zeros(WIDE: tl.constexpr, STRIPS: tl.constexpr):
+    """Return an accumulator, a tuple of tiles.  # [WIDE, strip] each."""
+    sums = ()
+    for i in tl.static_range(len(STRIPS)):
+        sums += (_zero_strip(WIDE, STRIPS[i]),)
+    return sums
+
+
+@jit
+def _zero_strip(WIDE: tl.constexpr, STRIP: tl.constexpr):
+    return tl.zeros((WIDE, STRIP), tl.float32)
+
+
+@jit
+def add_product(
+    sums, a, weight_ptr, row, k, stride_weight_r, stride_weight_k, STRIPS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Return ``sums`` plus the product of ``a`` [WIDE, k] with the transposed strips of the weight from ``row`` on.
+
+    Offsets are computed in the types of ``row`` and ``k``.
+    """
+    new = ()
+    for i in tl.static_range(len(STRIPS)):
+        r = row + tl.arange(0, STRIPS[i])
+        weight = tl.load(weight_ptr + r[:, None] * stride_weight_r + k[None, :] * stride_weight_k)
+        new += (tl.dot(a, weight.trans(), sums[i], input_precision=PRECISION),)
+        row += STRIPS[i]
+    return new
+
+
+@jit(do_not_specialize=SIZES)
+def normalized_linear_kernel(
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    rows,
+    depth,
+    channels,
+    stride_x_b,
+    stride_x_k,
+    stride_weight_r,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Each program computes ROWS rows of WIDE channels of one image: activation(weight @ LayerNorm(x) + bias)."""
+    # Neighbouring programs share their part of x.
+    row_tiles = tl.cdiv(rows, ROWS)
+    c_tiles = tl.cdiv(channels, WIDE)
+    program = tl.program_id(0)
+    r = (program % row_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    c = program // row_tiles % c_tiles * WIDE + tl.arange(0, WIDE)
+    image = (program // row_tiles // c_tiles).to(tl.int64)
+
+    x_ptr += image * stride_x_b
+    mean_ptr += image * depth
+    rstd_ptr += image * depth
+    scale, shift = load_norm(norm_weight_ptr, norm_bias_ptr, c, channels)
+    y = tl.zeros((ROWS, WIDE), tl.float32)
+    for start in range(0, depth, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        n = load_normalized(x_ptr, mean_ptr, rstd_ptr, scale, shift, k, depth, stride_x_k, c, channels)
+        weight = tl.load(weight_ptr + r[:, None] * stride_weight_r + k[None, :])
+        y = tl.dot(weight, n, y, input_precision=PRECISION)
+
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
+    store_rows(y_ptr + image * rows * channels, activate(y, ACTIVATION), r, rows, c, channels)
+
+
+@jit(do_not_specialize=SIZES)
+def token_linear_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    rows,
+    depth,
+    channels,
+    stride_x_b,
+    stride_x_k,
+    stride_weight_r,
+    stride_weight_k,
+    stride_residual_b,
+    stride_residual_r,
+    PRECISION: tl.constexpr,
+    STRIPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Each program computes ROWS rows of WIDE channels of one image: residual + weight @ x + bias."""
+    # Neighbouring programs share their part of x.
+    row_tiles = tl.cdiv(rows, ROWS)
+    c_tiles = tl.cdiv(channels, WIDE)
+    program = tl.program_id(0)
+    row = (program % row_tiles).to(tl.int64) * ROWS
+    c = program // row_tiles % c_tiles * WIDE + tl.arange(0, WIDE)
+    image = (program // row_tiles // c_tiles).to(tl.int64)
+
+    x_ptr += image * stride_x_b
+    sums = zeros(WIDE, STRIPS)
+    for start in range(0, depth, DEPTH):
+        k = start + tl.arange(0, DEPTH).to(tl.int64)
+        x = load_rows(x_ptr, k, depth, stride_x_k, c, channels)
+        sums = add_product(sums, x.trans(), weight_ptr, row, k, stride_weight_r, stride_weight_k, STRIPS, PRECISION)
+
+    y_ptr += image * rows * channels
+    for i in tl.static_range(len(STRIPS)):
+        r = row + tl.arange(0, STRIPS[i])
+        y = sums[i].trans()  # [strip, WIDE]
+        if bias_ptr is not None:
+            y += tl.load(bias_ptr + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
+        if residual_ptr is not None:
+            y += load_rows(residual_ptr + image * stride_residual_b, r, rows, stride_residual_r, c, channels)
+        store_rows(y_ptr, y, r, rows, c, channels)
+        row += STRIPS[i]
+
+
+@jit
+def store_rows(y_ptr, y, r, rows, c, channels):
+    """Write the rows ``r`` of one image, contiguous, in the dtype of ``y_ptr``."""
+    inside = (r < rows)[:, None] & (c < channels)[None, :]
+    y = y.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + r.to(tl.int64)[:, None] * channels + c[None, :], y, mask=inside)
+
+
+@jit(do_not_specialize=SIZES)
+def weight_gradient_kernel(
+    dy_ptr,
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    partial_ptr,
+    hidden,
+    tokens,
+    channels,
+    chunks,
+    chunks_of_split,
+    stride_dy_b,
+    stride_dy_d,
+    stride_x_b,
+    stride_x_s,
+    stride_partial_d,
+    stride_partial_s,
+    PRECISION: tl.constexpr,
+    STRIPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Each program sums dy @ x.T over a part of the batch, for WIDE rows of dy and ROWS of x.
+
+    A part is a run of ``chunks_of_split`` chunks, each DEPTH channels of an image. Statistics, if there are any, say
+    that x is to be normalised on its way into the product.
+    """
+    d_tiles = tl.cdiv(hidden, WIDE)
+    s_tiles = tl.cdiv(tokens, ROWS)
+    program = tl.program_id(0)
+    d = program % d_tiles * WIDE + tl.arange(0, WIDE)
+    row = program // d_tiles % s_tiles * ROWS
+    split = program // d_tiles // s_tiles
+
+    c_tiles = tl.cdiv(channels, DEPTH)
+    sums = zeros(WIDE, STRIPS)
+    first = split * chunks_of_split
+    for chunk in range(first, tl.minimum(first + chunks_of_split, chunks)):
+        image = tl.cast(chunk // c_tiles, tl.int64)
+        c = chunk % c_tiles * DEPTH + tl.arange(0, DEPTH)
+        dy = load_rows(dy_ptr + image * stride_dy_b, d, hidden, stride_dy_d, c, channels)  # [WIDE, DEPTH]
+        if mean_ptr is not None:
+            scale, shift = load_norm(norm_weight_ptr, norm_bias_ptr, c, channels)
+        new = ()
+        start = row
+        for i in tl.static_range(len(STRIPS)):
+            s = start + tl.arange(0, STRIPS[i])
+            image_ptr = x_ptr + image * stride_x_b
+            if mean_ptr is not None:
+                mean_of_image, rstd_of_image = mean_ptr + image * tokens, rstd_ptr + image * tokens
+                x = load_normalized(
+                    image_ptr, mean_of_image, rstd_of_image, scale, shift, s, tokens, stride_x_s, c, channels
+                )
+            else:
+                x = load_rows(image_ptr, s, tokens, stride_x_s, c, channels)
+            new += (tl.dot(dy, x.trans(), sums[i], input_precision=PRECISION),)
+            start += STRIPS[i]
+        sums = new
+
+    partial_ptr += split.to(tl.int64) * hidden * tokens
+    for i in tl.static_range(len(STRIPS)):
+        s = row + tl.arange(0, STRIPS[i])
+        offsets = d.to(tl.int64)[:, None] * stride_partial_d + s.to(tl.int64)[None, :] * stride_partial_s
+        tl.store(partial_ptr + offsets, sums[i], mask=(d < hidden)[:, None] & (s < tokens)[None, :])
+        row += STRIPS[i]
+
+
+@jit
+def sum_kernel(partials, totals, counts, widths, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Each program adds up COLUMNS columns of one of the workspaces, a tuple, always in the same order."""
+    program = tl.program_id(0)
+    for i in tl.static_range(len(partials)):
+        programs = tl.cdiv(widths[i], COLUMNS)
+        if (program >= 0) & (program < programs):
+            column = program.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+            total = tl.zeros((COLUMNS,), tl.float32)
+            for start in range(0, counts[i], ROWS):
+                r = start + tl.arange(0, ROWS)
+                inside = (r < counts[i])[:, None] & (column < widths[i])[None, :]
+                offsets = r.to(tl.int64)[:, None] * widths[i] + column[None, :]
+                total += tl.sum(tl.load(partials[i] + offsets, mask=inside, other=0.0), axis=0)
+            tl.store(totals[i] + column, total.to(totals[i].dtype.element_ty), mask=column < widths[i])
+        program -= programs

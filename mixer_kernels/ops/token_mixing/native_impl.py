@@ -1,0 +1,150 @@
+"""The compiled kernels behind PyTorch's dispatcher, which picks CPU or CUDA."""
+
+from __future__ import annotations
+
+import torch
+
+from mixer_kernels.ops import _native
+
+Optional = torch.Tensor | None
+
+
+def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Return None if this backend runs on the device, and for the dtype if one is given, else the reason."""
+    if device.type == "cuda" and dtype == torch.float64:
+        return "there are no native CUDA kernels of this op for float64"
+    return _native.why_not(device)
+
+
+def layer_norm_token_linear_forward(
+    x: torch.Tensor,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    weight: torch.Tensor,
+    bias: Optional,
+    eps: float,
+    activation: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return y, (B, D, C), and the mean and 1 / standard deviation of each token, (B, S)."""
+    return torch.ops.mixer_kernels.layer_norm_token_linear_fwd(x, norm_weight, norm_bias, weight, bias, eps, activation)
+
+
+def layer_norm_token_linear_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    weight: torch.Tensor,
+    bias: Optional,
+    activation: int,
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of x, norm_weight, norm_bias, weight and bias; empty where the parameter is absent."""
+    return torch.ops.mixer_kernels.layer_norm_token_linear_bwd(
+        dy, x, mean, rstd, norm_weight, norm_bias, weight, bias, activation
+    )
+
+
+def token_mixing_forward(
+    x: torch.Tensor,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    weight1: torch.Tensor,
+    bias1: Optional,
+    weight2: torch.Tensor,
+    bias2: Optional,
+    eps: float,
+    activation: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return y, (B, S, C), and the mean and 1 / standard deviation of each token, (B, S)."""
+    return torch.ops.mixer_kernels.token_mixing_fwd(
+        x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation
+    )
+
+
+def token_mixing_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    weight1: torch.Tensor,
+    bias1: Optional,
+    weight2: torch.Tensor,
+    bias2: Optional,
+    activation: int,
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of x and the six parameters in their order; empty where the parameter is absent."""
+    return torch.ops.mixer_kernels.token_mixing_bwd(
+        dy, x, mean, rstd, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation
+    )
+
+
+def _statistics(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[:2], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _gradient(parameter: Optional, x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(0) if parameter is None else parameter.new_empty(parameter.shape)
+
+
+if _native.extension is not None:
+
+    @torch.library.register_fake("mixer_kernels::layer_norm_token_linear_fwd")
+    def _(
+        x: torch.Tensor,
+        norm_weight: Optional,
+        norm_bias: Optional,
+        weight: torch.Tensor,
+        bias: Optional,
+        eps: float,
+        activation: int,
+    ) -> tuple[torch.Tensor, ...]:
+        return x.new_empty((x.shape[0], weight.shape[0], x.shape[2])), _statistics(x), _statistics(x)
+
+    @torch.library.register_fake("mixer_kernels::layer_norm_token_linear_bwd")
+    def _(
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        norm_weight: Optional,
+        norm_bias: Optional,
+        weight: torch.Tensor,
+        bias: Optional,
+        activation: int,
+    ) -> tuple[torch.Tensor, ...]:
+        return x.new_empty(x.shape), *(_gradient(p, x) for p in (norm_weight, norm_bias, weight, bias))
+
+    @torch.library.register_fake("mixer_kernels::token_mixing_fwd")
+    def _(
+        x: torch.Tensor,
+        norm_weight: Optional,
+        norm_bias: Optional,
+        weight1: torch.Tensor,
+        bias1: Optional,
+        weight2: torch.Tensor,
+        bias2: Optional,
+        eps: float,
+        activation: int,
+    ) -> tuple[torch.Tensor, ...]:
+        return x.new_empty(x.shape), _statistics(x), _statistics(x)
+
+    @torch.library.register_fake("mixer_kernels::token_mixing_bwd")
+    def _(
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        norm_weight: Optional,
+        norm_bias: Optional,
+        weight1: torch.Tensor,
+        bias1: Optional,
+        weight2: torch.Tensor,
+        bias2: Optional,
+        activation: int,
+    ) -> tuple[torch.Tensor, ...]:
+        parameters = (norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+        return x.new_empty(x.shape), *(_gradient(p, x) for p in parameters)

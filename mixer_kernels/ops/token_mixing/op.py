@@ -1,0 +1,259 @@
+"""The public token mixing: checks, choice of a backend, and the autograd Functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops._activation import activation_code
+from mixer_kernels.ops.token_mixing import native_impl, reference, triton_impl
+
+IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
+
+# The automatic order of each device type. CPU: benchmarks/results/amd-epyc-2-threads/quick.json; GPU: not measured yet.
+ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
+
+Optional = torch.Tensor | None
+
+
+class LayerNormTokenLinearFunction(torch.autograd.Function):
+    """LayerNorm and a linear layer over the tokens; x and two numbers a token are saved for backward.
+
+    ``apply(x, norm_weight, norm_bias, weight, bias, eps, activation, backend)``, with an activation's code.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        norm_weight: Optional,
+        norm_bias: Optional,
+        weight: torch.Tensor,
+        bias: Optional,
+        eps: float,
+        activation: int,
+        backend: str,
+    ) -> torch.Tensor:
+        """Map (B, S, C) to (B, D, C)."""
+        y, mean, rstd = IMPLEMENTATIONS[backend].layer_norm_token_linear_forward(
+            x, norm_weight, norm_bias, weight, bias, eps, activation
+        )
+        ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, weight, bias)
+        ctx.activation, ctx.backend = activation, backend
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
+        """Return the gradients of ``x`` and the parameters."""
+        gradients = IMPLEMENTATIONS[ctx.backend].layer_norm_token_linear_backward(
+            dy, *ctx.saved_tensors, ctx.activation
+        )
+        return *_wanted(ctx, gradients), None, None, None
+
+
+class TokenMixingFunction(torch.autograd.Function):
+    """The token-mixing half of a Mixer layer; x and two numbers a token are saved for backward.
+
+    ``apply(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, backend)``, with an
+    activation's code.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        norm_weight: Optional,
+        norm_bias: Optional,
+        weight1: torch.Tensor,
+        bias1: Optional,
+        weight2: torch.Tensor,
+        bias2: Optional,
+        eps: float,
+        activation: int,
+        backend: str,
+    ) -> torch.Tensor:
+        """Map (B, S, C) to (B, S, C)."""
+        y, mean, rstd = IMPLEMENTATIONS[backend].token_mixing_forward(
+            x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation
+        )
+        ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+        ctx.activation, ctx.backend = activation, backend
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
+        """Return the gradients of ``x`` and the parameters."""
+        gradients = IMPLEMENTATIONS[ctx.backend].token_mixing_backward(dy, *ctx.saved_tensors, ctx.activation)
+        return *_wanted(ctx, gradients), None, None, None
+
+
+def layer_norm_token_linear(
+    x: torch.Tensor,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    weight: torch.Tensor,
+    bias: Optional = None,
+    *,
+    eps: float = 1e-6,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Normalise each token and mix the tokens: LayerNorm and a matmul on the transpose (MLP-Mixer, eq. 1).
+
+    ``y[b, :, c] = act(weight @ n[b, :, c] + bias)``, where ``n[b, s, :] = LN(x[b, s, :])`` over the channels
+    (arXiv 2105.01601). Neither n nor a transposed copy goes through memory.
+
+    Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the norm are not.
+
+    Args:
+        x: tokens, (B, S, C), float32, float16, bfloat16 or float64, any strides.
+        norm_weight: (C,), in x's dtype or float32; None stands for ones.
+        norm_bias: (C,), in x's dtype or float32; None stands for zeros.
+        weight: (D, S), in x's dtype.
+        bias: (D,), in x's dtype, or None.
+        eps: added to the variance.
+        activation: None, "relu", "gelu" (with erf) or "gelu_tanh".
+        backend: "native", "triton", "reference" or None, the fastest that can run.
+
+    Returns:
+        A contiguous tensor (B, D, C) of x's dtype.
+
+    Raises:
+        TypeError: an argument is not a tensor of such a dtype.
+        ValueError: a shape does not fit, or the activation is none of the four.
+        RuntimeError: the tensors are on different devices, or the backend asked for cannot run.
+    """
+    op = "layer_norm_token_linear"
+    code = activation_code(op, activation)
+    x, norm_weight, norm_bias = _check_tokens(op, x, norm_weight, norm_bias)
+    weight, bias = _check_linear(op, x, "weight", weight, ("D", x.shape[1]), "bias", bias)
+    name = _choose(op, backend, x)
+    if name == _backend.REFERENCE:
+        return reference.layer_norm_token_linear(x, norm_weight, norm_bias, weight, bias, eps, activation)
+    arguments = (x, norm_weight, norm_bias, weight, bias)
+    if not _checks.needs_grad(*arguments):
+        return IMPLEMENTATIONS[name].layer_norm_token_linear_forward(*arguments, eps, code)[0]
+    return LayerNormTokenLinearFunction.apply(*arguments, eps, code, name)
+
+
+def token_mixing(
+    x: torch.Tensor,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    weight1: torch.Tensor,
+    bias1: Optional,
+    weight2: torch.Tensor,
+    bias2: Optional,
+    *,
+    eps: float = 1e-6,
+    activation: str | None = "gelu",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Run the token-mixing half of a Mixer layer, residual included (MLP-Mixer, first line of eq. 1).
+
+    ``y = x + weight2 @ act(weight1 @ LN(x) + bias1) + bias2``, where LN runs over the channels and both products over
+    the tokens (arXiv 2105.01601). No transposed copy is made; backward keeps x and two numbers a token.
+
+    Under autocast ``x``, the weights and their biases are cast to its dtype; the parameters of the norm are not.
+
+    Args:
+        x: tokens, (B, S, C), float32, float16, bfloat16 or float64, any strides.
+        norm_weight: (C,), in x's dtype or float32; None stands for ones.
+        norm_bias: (C,), in x's dtype or float32; None stands for zeros.
+        weight1: (D, S), in x's dtype.
+        bias1: (D,), in x's dtype, or None.
+        weight2: (S, D), in x's dtype.
+        bias2: (S,), in x's dtype, or None.
+        eps: added to the variance.
+        activation: None, "relu", "gelu" (with erf) or "gelu_tanh".
+        backend: "native", "triton", "reference" or None, the fastest that can run.
+
+    Returns:
+        A contiguous tensor (B, S, C) of x's dtype.
+
+    Raises:
+        TypeError: an argument is not a tensor of such a dtype.
+        ValueError: a shape does not fit, or the activation is none of the four.
+        RuntimeError: the tensors are on different devices, or the backend asked for cannot run.
+    """
+    op = "token_mixing"
+    code = activation_code(op, activation)
+    x, norm_weight, norm_bias = _check_tokens(op, x, norm_weight, norm_bias)
+    weight1, bias1 = _check_linear(op, x, "weight1", weight1, ("D", x.shape[1]), "bias1", bias1)
+    second_shape = (x.shape[1], weight1.shape[0])
+    weight2, bias2 = _check_linear(op, x, "weight2", weight2, second_shape, "bias2", bias2)
+    name = _choose(op, backend, x)
+    if name == _backend.REFERENCE:
+        return reference.token_mixing(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation)
+    arguments = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    if not _checks.needs_grad(*arguments):
+        return IMPLEMENTATIONS[name].token_mixing_forward(*arguments, eps, code)[0]
+    return TokenMixingFunction.apply(*arguments, eps, code, name)
+
+
+def why_not(device: torch.device) -> dict[str, str | None]:
+    """Return, for each backend, None if it runs this op on the device, else the reason."""
+    return {name: impl.why_not(device) for name, impl in IMPLEMENTATIONS.items()} | {_backend.REFERENCE: None}
+
+
+def _choose(op: str, backend: str | None, x: torch.Tensor) -> str:
+    order = ORDER.get(x.device.type, ())
+    return _backend.choose(op, backend, order, IMPLEMENTATIONS, x.device, x.dtype)
+
+
+def _check_tokens(
+    op: str, x: torch.Tensor, norm_weight: Optional, norm_bias: Optional
+) -> tuple[torch.Tensor, Optional, Optional]:
+    """Check x and the parameters of its norm; return them as the kernels take them."""
+    _checks.check_tensor(op, "x", x)
+    _checks.check_dims(op, "x", x, "(B, S, C)")
+    if x.shape[1] == 0 or x.shape[2] == 0:
+        raise ValueError(f"{op}: x must have at least one token and one channel, got shape {tuple(x.shape)}")
+    x = _checks.autocast(x)
+    given = [(n, p) for n, p in (("norm_weight", norm_weight), ("norm_bias", norm_bias)) if p is not None]
+    for name, parameter in given:
+        _checks.check_tensor(op, name, parameter)
+        _checks.check_shape(op, name, parameter, (x.shape[2],))
+        _checks.check_device(op, name, parameter, x)
+        dtype = given[0][1].dtype
+        if parameter.dtype not in (x.dtype, torch.float32) or parameter.dtype != dtype:
+            raise TypeError(
+                f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, and that of norm_weight, "
+                f"got {parameter.dtype}"
+            )
+    return x, _contiguous(norm_weight), _contiguous(norm_bias)
+
+
+def _check_linear(
+    op: str,
+    x: torch.Tensor,
+    weight_name: str,
+    weight: torch.Tensor,
+    shape: tuple[int | str, int],
+    bias_name: str,
+    bias: Optional,
+) -> tuple[torch.Tensor, Optional]:
+    """Check a linear layer over the tokens; return its parameters as the kernels take them."""
+    _checks.check_tensor(op, weight_name, weight)
+    _checks.check_shape(op, weight_name, weight, shape)
+    weight = _checks.autocast(weight)
+    _checks.check_like(op, weight_name, weight, x)
+    if bias is not None:
+        _checks.check_tensor(op, bias_name, bias)
+        _checks.check_shape(op, bias_name, bias, weight.shape[:1])
+        bias = _checks.autocast(bias)
+        _checks.check_like(op, bias_name, bias, x)
+    return weight.contiguous(), _contiguous(bias)
+
+
+def _contiguous(parameter: Optional) -> Optional:
+    return None if parameter is None else parameter.contiguous()
+
+
+def _wanted(ctx: Any, gradients: tuple[torch.Tensor, ...]) -> tuple[Optional, ...]:
+    wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+    return tuple(gradient if wants else None for gradient, wants in wanted)
