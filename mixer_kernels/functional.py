@@ -1,5 +1,15 @@
 """The public ops."""
 
+from mixer_kernels.ops.affine_token_linear import affine_token_linear
 from mixer_kernels.ops.spatial_shift import SHIFT_1, SHIFT_2, spatial_shift, spatial_shift_
+from mixer_kernels.ops.token_mixing import layer_norm_token_linear, token_mixing
 
-__all__ = ["SHIFT_1", "SHIFT_2", "spatial_shift", "spatial_shift_"]
+__all__ = [
+    "SHIFT_1",
+    "SHIFT_2",
+    "affine_token_linear",
+    "layer_norm_token_linear",
+    "spatial_shift",
+    "spatial_shift_",
+    "token_mixing",
+]

@@ -1,16 +1,14 @@
 """The drop-in layers. A layer without a fused form yet is its reference module."""
 
+from mixer_kernels.nn.mlp_mixer import MixerBlock, TokenMixing
+from mixer_kernels.nn.resmlp import AffineTokenLinear, ResMLPBlock
 from mixer_kernels.nn.s2mlp import S2Attention, S2Block, SpatialShift
 from mixer_kernels.reference import (
     Affine,
-    AffineTokenLinear,
     ChannelMixing,
     ConvMixerLayer,
     DepthwiseConv2d,
-    MixerBlock,
-    ResMLPBlock,
     SplitAttention,
-    TokenMixing,
 )
 
 __all__ = [

@@ -1,0 +1,134 @@
+"""The public affine-folded linear: checks, choice of a backend, and the autograd Function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops.affine_token_linear import native_impl, reference, triton_impl
+
+IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
+
+# The automatic order of each device type. CPU: benchmarks/results/amd-epyc-2-threads/quick.json; GPU: not measured yet.
+ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
+
+Optional = torch.Tensor | None
+
+
+class AffineTokenLinearFunction(torch.autograd.Function):
+    """The cross-patch half of a ResMLP layer; of the activations only x is saved for backward.
+
+    ``apply(x, alpha, beta, weight, bias, layer_scale, backend)``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        alpha: Optional,
+        beta: Optional,
+        weight: torch.Tensor,
+        bias: Optional,
+        layer_scale: Optional,
+        backend: str,
+    ) -> torch.Tensor:
+        """Map (B, S, C) to (B, S, C)."""
+        ctx.save_for_backward(x, alpha, beta, weight, bias, layer_scale)
+        ctx.backend = backend
+        return IMPLEMENTATIONS[backend].forward(x, alpha, beta, weight, bias, layer_scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
+        """Return the gradients of ``x`` and the parameters."""
+        gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, *ctx.saved_tensors)
+        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+        return *(gradient if wants else None for gradient, wants in wanted), None
+
+
+def affine_token_linear(
+    x: torch.Tensor,
+    alpha: Optional,
+    beta: Optional,
+    weight: torch.Tensor,
+    bias: Optional,
+    layer_scale: Optional,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Run the cross-patch half of a ResMLP layer, residual included (ResMLP, eq. 2).
+
+    ``y = x + layer_scale * (weight @ (alpha * x + beta) + bias)``, where the product runs over the tokens and all
+    else over the channels (arXiv 2105.03404). It is one product: Affine, bias, LayerScale and residual fold exactly
+    into what follows it, in float32, so that a small LayerScale loses nothing in half precision. Backward keeps x.
+
+    Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the channels are not.
+
+    Args:
+        x: tokens, (B, S, C), float32, float16, bfloat16 or float64, any strides.
+        alpha: (C,) or (1, 1, C), in x's dtype or float32; None stands for ones.
+        beta: (C,) or (1, 1, C), in x's dtype or float32; None stands for zeros.
+        weight: (S, S), in x's dtype.
+        bias: (S,), in x's dtype, or None.
+        layer_scale: (C,) or (1, 1, C), in x's dtype or float32; None stands for ones.
+        backend: "native", "triton", "reference" or None, the fastest that can run.
+
+    Returns:
+        A contiguous tensor (B, S, C) of x's dtype.
+
+    Raises:
+        TypeError: an argument is not a tensor of such a dtype.
+        ValueError: a shape does not fit.
+        RuntimeError: the tensors are on different devices, or the backend asked for cannot run.
+    """
+    op = "affine_token_linear"
+    _checks.check_tensor(op, "x", x)
+    _checks.check_dims(op, "x", x, "(B, S, C)")
+    if x.shape[1] == 0 or x.shape[2] == 0:
+        raise ValueError(f"{op}: x must have at least one token and one channel, got shape {tuple(x.shape)}")
+    x = _checks.autocast(x)
+    alpha = _channel_parameter(op, "alpha", alpha, x)
+    beta = _channel_parameter(op, "beta", beta, x)
+    weight = _token_parameter(op, "weight", weight, (x.shape[1], x.shape[1]), x)
+    bias = None if bias is None else _token_parameter(op, "bias", bias, (x.shape[1],), x)
+    layer_scale = _channel_parameter(op, "layer_scale", layer_scale, x)
+    name = _backend.choose(op, backend, ORDER.get(x.device.type, ()), IMPLEMENTATIONS, x.device, x.dtype)
+    arguments = (x, alpha, beta, weight, bias, layer_scale)
+    if name == _backend.REFERENCE:
+        return reference.affine_token_linear(*arguments)
+    if not _checks.needs_grad(*arguments):
+        return IMPLEMENTATIONS[name].forward(*arguments)
+    return AffineTokenLinearFunction.apply(*arguments, name)
+
+
+def why_not(device: torch.device) -> dict[str, str | None]:
+    """Return, for each backend, None if it runs this op on the device, else the reason."""
+    return {name: impl.why_not(device) for name, impl in IMPLEMENTATIONS.items()} | {_backend.REFERENCE: None}
+
+
+def _channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor) -> Optional:
+    """Check a parameter of the channels; return it as the kernels take it, (C,) and contiguous."""
+    if parameter is None:
+        return None
+    _checks.check_tensor(op, name, parameter)
+    if parameter.dim() == 3:
+        _checks.check_shape(op, name, parameter, (1, 1, x.shape[2]))
+        parameter = parameter.reshape(-1)
+    _checks.check_shape(op, name, parameter, (x.shape[2],))
+    _checks.check_device(op, name, parameter, x)
+    if parameter.dtype not in (x.dtype, torch.float32):
+        raise TypeError(f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, got {parameter.dtype}")
+    return parameter.contiguous()
+
+
+def _token_parameter(
+    op: str, name: str, parameter: torch.Tensor, shape: tuple[int, ...], x: torch.Tensor
+) -> torch.Tensor:
+    """Check a parameter of the linear over the tokens; return it as the kernels take it."""
+    _checks.check_tensor(op, name, parameter)
+    _checks.check_shape(op, name, parameter, shape)
+    parameter = _checks.autocast(parameter)
+    _checks.check_like(op, name, parameter, x)
+    return parameter.contiguous()

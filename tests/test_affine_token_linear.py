@@ -1,0 +1,468 @@
+"""The affine-folded linear on every device and backend of this machine, against its reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from tolerances import assert_as_accurate
+from torch.library import opcheck
+
+import mixer_kernels
+import mixer_kernels.functional as MF
+from mixer_kernels import reference as reference_layers
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# (B, S, C)
+SIZES = (*itertools.product((1, 3), (1, 49, 196, 197, 256), (30, 96)), (1, 196, 384), (3, 49, 384), (64, 5, 17))
+# Layouts: name -> how to turn a contiguous (B, S, C) tensor into one of the same values.
+LAYOUTS = {
+    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "batch_last": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+    "slice": lambda x: torch.cat((x, x), -1)[..., : x.shape[-1]],
+    "every_other": lambda x: torch.stack((x, x), -1).flatten(-2)[..., ::2],
+    "misaligned": lambda x: torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape),
+}
+# The ratio of two errors of fewer elements is luck.
+FEW = 256
+ISAS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx"]
+
+Tensors = Sequence[torch.Tensor | None]
+
+
+def draw(
+    sizes: tuple[int, int, int], dtype: torch.dtype, device: str = "cpu", scale: float = 0.1
+) -> list[torch.Tensor | None]:
+    """Return x, alpha, beta, weight, bias and a LayerScale around ``scale``."""
+    batch, tokens, channels = sizes
+    drawn = [
+        torch.randn(batch, tokens, channels),
+        *(1 + 0.2 * torch.randn(channels), 0.2 * torch.randn(channels)),
+        *(torch.randn(tokens, tokens) * tokens**-0.5, torch.randn(tokens)),
+        scale * (1 + 0.2 * torch.randn(channels)),
+    ]
+    return [value.to(device, dtype) for value in drawn]
+
+
+def op(backend: str) -> Callable[..., torch.Tensor]:
+    return lambda *inputs: MF.affine_token_linear(*inputs, backend=backend)
+
+
+def by_the_definition(
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    beta: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    layer_scale: torch.Tensor,
+) -> torch.Tensor:
+    """Each channel of each image by itself: an oracle that shares nothing with the reference."""
+    y = torch.empty_like(x)
+    for image, channel in itertools.product(range(x.shape[0]), range(x.shape[2])):
+        column = x[image, :, channel]
+        update = weight.mv(alpha[channel] * column + beta[channel]) + bias
+        y[image, :, channel] = column + layer_scale[channel] * update
+    return y
+
+
+def with_gradients(
+    function: Callable[..., torch.Tensor],
+    inputs: Tensors,
+    dy: torch.Tensor | None = None,
+    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+) -> list[torch.Tensor]:
+    """Return the output and the gradients of all inputs that take part."""
+    leaves = [None if value is None else value.detach().clone().requires_grad_() for value in inputs]
+    y = function(arrange(leaves[0]), *leaves[1:])
+    y.backward(torch.ones((), dtype=y.dtype, device=y.device).expand(y.shape) if dy is None else dy.to(y.dtype))
+    return [y.detach(), *(leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None)]
+
+
+def assert_accurate(
+    backend: str,
+    make_inputs: Callable[[], Tensors],
+    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+) -> None:
+    """Hold output, update and gradients to the rule of tolerances.py, pooled until none has only a few elements."""
+    pooled: list[list[torch.Tensor]] = [[], [], []]
+    while not pooled[0] or min(value.numel() for value in pooled[0]) < FEW:
+        inputs = make_inputs()
+        dy = torch.randn_like(inputs[0])
+        results = (
+            with_gradients(op(backend), inputs, arrange(dy), arrange),
+            with_gradients(op("reference"), inputs, dy),
+            with_gradients(op("reference"), [None if v is None else v.double() for v in inputs], dy),
+        )
+        assert all(value.is_contiguous() for value in results[0])
+        for result in results:
+            # What the layer adds to x, which the rule on y cannot see where the LayerScale is small.
+            result.insert(1, (result[0].double() - inputs[0].double()).to(result[0].dtype))
+        for pool, result in zip(pooled, results, strict=True):
+            pool[:] = [
+                torch.cat([before, value.flatten()])
+                for before, value in zip(pool or [value.new_empty(0) for value in result], result, strict=True)
+            ]
+    for ours, theirs, truth in zip(*pooled, strict=True):
+        assert_as_accurate(ours, theirs, truth)
+
+
+def test_reference_is_the_definition():
+    inputs = draw((2, 7, 5), torch.float64)
+    torch.testing.assert_close(op("reference")(*inputs), by_the_definition(*inputs), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forward_and_backward_are_accurate(device, backend, dtype, sizes):
+    assert_accurate(backend, lambda: draw(sizes, dtype, device))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_small_layer_scale_keeps_its_update(device, backend, dtype, scale):
+    assert_accurate(backend, lambda: draw((2, 49, 96), dtype, device, scale))
+
+    # Beside an x of the update's own size, the update is all there is to see.
+    def small() -> Tensors:
+        x, *parameters = draw((2, 49, 96), dtype, device, scale)
+        return [x * scale, *parameters]
+
+    assert_accurate(backend, small)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_update_is_rounded_once(device, backend, dtype):
+    # x of zeros leaves the constant part, each element of which has one correct rounding.
+    _, alpha, beta, weight, bias, scale = draw((1, 49, 96), dtype, device, 1e-4)
+    x = torch.zeros(1, 49, 96, device=device, dtype=dtype)
+    y = op(backend)(x, alpha, beta, weight, bias, scale)
+    exact = op("reference")(*(value.double() for value in (x, alpha, beta, weight, bias, scale)))
+    spacing = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-10
+    tiny = 0 if dtype == torch.bfloat16 else 2.0**-25
+    assert ((y.double() - exact).abs() <= exact.abs() * spacing / 1.9 + 1e-9 + tiny).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_strides(device, backend, dtype, layout):
+    for sizes in ((2, 49, 96), (3, 5, 30)):
+        assert_accurate(backend, lambda sizes=sizes: draw(sizes, dtype, device), LAYOUTS[layout])
+
+
+def test_an_expanded_gradient_and_expanded_images(device, backend):
+    x, *parameters = draw((1, 20, 40), torch.float32, device)
+    images = x.expand(3, -1, -1)
+    actual = with_gradients(op(backend), [images, *parameters])
+    expected = with_gradients(op("reference"), [images, *parameters])
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_absent_parameters(device, backend):
+    for absent in ((1,), (2,), (4,), (5,), (1, 2), (4, 5), (1, 2, 4, 5)):
+
+        def some(absent: tuple[int, ...] = absent) -> Tensors:
+            every = draw((2, 20, 40), torch.float32, device)
+            return [None if i in absent else value for i, value in enumerate(every)]
+
+        assert_accurate(backend, some)
+
+
+def test_parameters_of_the_channels_with_leading_ones(device, backend):
+    inputs = draw((2, 20, 40), torch.float32, device)
+    shaped = [value.view(1, 1, -1) if i in (1, 2, 5) else value for i, value in enumerate(inputs)]
+    actual, expected = with_gradients(op(backend), shaped), with_gradients(op(backend), inputs)
+    assert [value.shape for value in actual[1:]] == [value.shape for value in shaped]
+    assert all(torch.equal(ours.flatten(), plain.flatten()) for ours, plain in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_parameters_of_the_channels_kept_in_float32(device, backend, dtype):
+    for kept in ((1, 2, 5), (5,), (1,)):
+
+        def mixed(kept: tuple[int, ...] = kept) -> Tensors:
+            every = draw((2, 49, 96), dtype, device)
+            return [value.float() if i in kept else value for i, value in enumerate(every)]
+
+        assert_accurate(backend, mixed)
+        inputs = mixed()
+        gradients = with_gradients(op(backend), inputs)
+        assert [value.dtype for value in gradients[1:]] == [value.dtype for value in inputs]
+
+
+def test_autocast(device, backend):
+    inputs = draw((2, 49, 96), torch.float32, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        actual = with_gradients(op(backend), inputs)
+        expected = with_gradients(op("reference"), inputs)
+    exact = with_gradients(op("reference"), [value.double() for value in inputs])
+    assert actual[0].dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 for gradient in actual[1:])
+    for ours, theirs, truth in zip(actual, expected, exact, strict=True):
+        error, allowed = ((value.double() - truth).norm() / truth.norm() for value in (ours, theirs))
+        assert error <= 2 * allowed
+
+
+def test_float64_is_exact():
+    pytest.importorskip("mixer_kernels._C")
+    for arrange in (lambda x: x, *LAYOUTS.values()):
+        inputs = draw((2, 20, 41), torch.float64)
+        dy = torch.randn_like(inputs[0])
+        actual = with_gradients(op("native"), inputs, arrange(dy), arrange)
+        expected = with_gradients(by_the_definition, inputs, dy)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(monkeypatch, dtype, isa):
+    pytest.importorskip("mixer_kernels._C")
+    monkeypatch.setenv("MIXER_KERNELS_ISA", isa)
+    if mixer_kernels._C.build_info()["cpu_isa"] != isa:
+        pytest.skip(f"this CPU has no {isa}")
+    for sizes in ((2, 49, 96), (3, 5, 30), (1, 196, 130), (2, 197, 96)):
+        assert_accurate("native", lambda sizes=sizes: draw(sizes, dtype))
+    assert_accurate("native", lambda: draw((2, 20, 40), dtype), LAYOUTS["transposed"])
+    assert_accurate("native", lambda: draw((2, 49, 96), dtype, scale=1e-6))
+
+
+def test_values_that_are_not_finite_stay_in_their_channel(device, backend):
+    inputs = draw((3, 20, 40), torch.float32, device)
+    expected = op(backend)(*inputs)
+    inputs[0][1, 3, 5] = float("nan")
+    y = op(backend)(*inputs)
+    assert y[1, :, 5].isnan().all()
+    y[1, :, 5] = expected[1, :, 5]
+    assert torch.equal(y, expected)
+
+
+def test_an_empty_batch(device, backend):
+    y, dx, *gradients = with_gradients(op(backend), draw((0, 5, 6), torch.float32, device))
+    assert y.shape == dx.shape == (0, 5, 6)
+    assert len(gradients) == 5
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_every_time(device, backend, dtype):
+    inputs = draw((4, 196, 160), dtype, device)
+    first, second = (with_gradients(op(backend), inputs) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_backward_keeps_nothing_but_its_inputs(device, backend):
+    inputs = [value.requires_grad_() for value in draw((2, 49, 96), torch.float32, device)]
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        op(backend)(*inputs)
+    assert {value.data_ptr() for value in kept} == {value.data_ptr() for value in inputs}
+
+
+def test_only_the_gradients_that_are_wanted(device, backend):
+    x, *parameters = draw((2, 20, 40), torch.float32, device)
+    y = op(backend)(x, *(value.requires_grad_(i == 2) for i, value in enumerate(parameters)))
+    y.sum().backward()
+    assert [value.grad is not None for value in parameters] == [i == 2 for i in range(5)]
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("absent", [(), (1, 2, 4, 5)], ids=str)
+def test_gradcheck(absent):
+    pytest.importorskip("mixer_kernels._C")
+    inputs = [None if i in absent else v.requires_grad_() for i, v in enumerate(draw((2, 3, 5), torch.float64))]
+    assert torch.autograd.gradcheck(op("native"), inputs)
+
+
+def test_double_backward_is_refused(device, backend):
+    inputs = [value.requires_grad_() for value in draw((1, 3, 5), torch.float32, device)]
+    (dx,) = torch.autograd.grad(op(backend)(*inputs).square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("absent", [(), (1, 2, 4, 5)], ids=str)
+def test_opcheck(device, backend, absent):
+    suffix = "_triton" if backend == "triton" else ""
+    inputs = [None if i in absent else v for i, v in enumerate(draw((2, 5, 6), torch.float32, device))]
+    opcheck(getattr(torch.ops.mixer_kernels, f"affine_token_linear{suffix}_fwd").default, inputs)
+    backward = getattr(torch.ops.mixer_kernels, f"affine_token_linear{suffix}_bwd").default
+    opcheck(backward, (torch.randn_like(inputs[0]), *inputs))
+
+
+@pytest.mark.parametrize(("compiler", "dynamic"), [("inductor", False), ("aot_eager", True)])
+def test_compile_whole_graph(device, backend, compiler, dynamic):
+    torch._dynamo.reset()
+
+    def loss(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *inputs: function(*inputs).square().sum()
+
+    compiled = torch.compile(loss(op(backend)), fullgraph=True, dynamic=dynamic, backend=compiler)
+    for batch in (2, 3) if dynamic else (2,):
+        inputs = draw((batch, 5, 12), torch.float32, device)
+        actual = with_gradients(compiled, inputs)
+        expected = with_gradients(loss(op("reference")), inputs)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_export(device, backend):
+    layer = mixer_kernels.AffineTokenLinear(12, 5, init_values=0.1, backend=backend, device=device)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(layer, (torch.randn(2, 5, 12, device=device),), dynamic_shapes=({0: batch},))
+    assert any("mixer_kernels" in str(node.target) for node in program.graph.nodes)
+    x = torch.randn(6, 5, 12, device=device)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_fake_and_meta_tensors():
+    inputs = draw((2, 5, 6), torch.bfloat16)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert MF.affine_token_linear(torch.empty(2, 5, 6, dtype=torch.bfloat16), *inputs[1:]).shape == (2, 5, 6)
+    assert MF.affine_token_linear(*(value.to("meta") for value in inputs)).shape == (2, 5, 6)
+
+
+@pytest.mark.gpu
+def test_cuda_graph_capture(backend):
+    inputs = draw((4, 49, 96), torch.bfloat16, "cuda")
+    op(backend)(*inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = op(backend)(*inputs)
+    inputs[0].copy_(torch.randn_like(inputs[0]))
+    graph.replay()
+    assert torch.equal(y, op(backend)(*inputs))
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements(backend):
+    x, *parameters = draw((1, 196, 1024), torch.bfloat16, "cuda")
+    images = x.new_empty(11000, 196, 1024).copy_(x)
+    y = op(backend)(images, *parameters)
+    assert torch.equal(y[-1:], op(backend)(x, *parameters))
+
+
+class TinyResMLP(torch.nn.Module):
+    """A small ResMLP on 8x8 digits: 16 tokens of 2x2 pixels."""
+
+    def __init__(self, layers, backend: str | None) -> None:
+        super().__init__()
+        self.stem = torch.nn.Linear(4, 32)
+        blocks = (layers.ResMLPBlock(32, 16, init_values=1.0, backend=backend) for _ in range(2))
+        self.blocks = torch.nn.Sequential(*blocks)
+        self.norm = layers.Affine(32)
+        self.head = torch.nn.Linear(32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = images.unflatten(1, (4, 2)).unflatten(3, (4, 2)).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+        return self.head(self.norm(self.blocks(self.stem(patches))).mean(1))
+
+
+def train(layers, device: str, backend: str | None) -> tuple[list[float], float]:
+    """Return the losses of 200 steps on the digits, and the accuracy on those left out."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32, device=device) / 16
+    labels = torch.tensor(digits.target, device=device)
+    torch.manual_seed(0)
+    model = TinyResMLP(layers, backend).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(200):
+        batch = torch.arange(step * 64, (step + 1) * 64, device=device) % 1500
+        loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        return losses, (model(images[1500:]).argmax(1) == labels[1500:]).float().mean().item()
+
+
+def test_training_follows_the_reference(device, backend):
+    losses, accuracy = train(mixer_kernels, device, backend)
+    expected_losses, expected_accuracy = train(reference_layers, device, None)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected_losses), rtol=0.02, atol=0.02)
+    assert abs(accuracy - expected_accuracy) < 0.02
+    assert accuracy > 0.8
+
+
+@pytest.mark.parametrize("name", ["AffineTokenLinear", "ResMLPBlock"])
+def test_layers_swap_by_state_dict(device, backend, name):
+    plain = getattr(reference_layers, name)(24, 9, device=device)
+    fused = getattr(mixer_kernels, name)(24, 9, backend=backend, device=device)
+    assert issubclass(type(fused), type(plain))
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            torch.nn.init.normal_(parameter)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 9, 24, device=device)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_timm_block_swaps_by_state_dict(backend):
+    timm_mixer = pytest.importorskip("timm.models.mlp_mixer")
+    theirs = timm_mixer.ResBlock(24, 9)
+    ours = mixer_kernels.ResMLPBlock(24, 9, backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 9, 24)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_bad_arguments(device):
+    x, *parameters = draw((2, 5, 6), torch.float32, device)
+    alpha, beta, weight, bias, layer_scale = parameters
+
+    def refuses(error: type[Exception], message: str, *inputs: object, **options: object) -> None:
+        with pytest.raises(error, match=f"affine_token_linear: {message}"):
+            MF.affine_token_linear(*inputs, **options)
+
+    refuses(TypeError, "x must be a torch.Tensor, got list", [1.0], *parameters)
+    refuses(TypeError, "x must have dtype .*, got torch.int64", x.long(), *parameters)
+    refuses(ValueError, r"x must have 3 dimensions \(B, S, C\), got shape \(5, 6\)", x[0], *parameters)
+    refuses(ValueError, r"x must have at least one token and one channel, got shape \(2, 0, 6\)", x[:, :0], *parameters)
+    refuses(ValueError, r"alpha must have shape \(6,\), got shape \(5,\)", x, alpha[:5], *parameters[1:])
+    refuses(
+        ValueError,
+        r"beta must have shape \(1, 1, 6\), got shape \(1, 5, 1\)",
+        *(x, alpha, bias.view(1, 5, 1), weight, bias, layer_scale),
+    )
+    refuses(
+        ValueError,
+        r"weight must have shape \(5, 5\), got shape \(4, 5\)",
+        *(x, alpha, beta, weight[:4], bias, layer_scale),
+    )
+    refuses(ValueError, r"bias must have shape \(5,\), got shape \(6,\)", *(x, alpha, beta, weight, alpha, layer_scale))
+    refuses(TypeError, "layer_scale must be a torch.Tensor, got float", *(x, alpha, beta, weight, bias, 0.1))
+    refuses(
+        TypeError,
+        "weight must have x's dtype torch.float32, got torch.float16",
+        *(x, alpha, beta, weight.half(), bias, layer_scale),
+    )
+    refuses(
+        TypeError,
+        "alpha must have x's dtype torch.float32 or torch.float32, got torch.float16",
+        *(x, alpha.half(), beta, weight, bias, layer_scale),
+    )
+    refuses(
+        RuntimeError,
+        "weight must be on x's device .*, got meta",
+        *(x, alpha, beta, weight.to("meta"), bias, layer_scale),
+    )
+    refuses(ValueError, "backend must be one of .* or None, got 'cudnn'", x, *parameters, backend="cudnn")
+
+
+def test_the_ops_check_what_protects_memory():
+    pytest.importorskip("mixer_kernels._C")
+    x, *parameters = draw((2, 5, 6), torch.float32)
+    forward, backward = (getattr(torch.ops.mixer_kernels, f"affine_token_linear_{name}") for name in ("fwd", "bwd"))
+    for position, bad in ((0, torch.zeros(5)), (2, torch.zeros(4, 5)), (3, torch.zeros(6)), (4, torch.zeros(7))):
+        wrong = [bad if i == position else value for i, value in enumerate(parameters)]
+        with pytest.raises(ValueError, match=r"affine_token_linear: .* must have shape"):
+            forward(x, *wrong)
+    with pytest.raises(ValueError, match="affine_token_linear: dy must have shape"):
+        backward(x[:1], x, *parameters)
+    with pytest.raises(TypeError, match="affine_token_linear: weight must have dtype"):
+        forward(x, *parameters[:2], parameters[2].double(), *parameters[3:])

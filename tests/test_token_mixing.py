@@ -1,0 +1,478 @@
+"""Token mixing on every device and backend of this machine, against its reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from tolerances import assert_as_accurate
+from torch.library import opcheck
+
+import mixer_kernels
+import mixer_kernels.functional as MF
+from mixer_kernels import reference as reference_layers
+from mixer_kernels.ops._activation import ACTIVATION_CODES
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ACTIVATIONS = tuple(ACTIVATION_CODES)
+# (B, S, C, D)
+SIZES = (
+    (1, 1, 30, 1),
+    (3, 49, 96, 33),
+    (2, 196, 96, 96),
+    (1, 197, 30, 256),
+    (3, 196, 130, 7),
+    (1, 256, 512, 384),
+    (64, 5, 17, 3),
+)
+LARGE_SIZES = ((1, 784, 768, 96), (1, 1024, 30, 640), (1, 49, 1280, 257), (2, 196, 1024, 512))
+# Layouts: name -> how to turn a contiguous (B, S, C) tensor into one of the same values.
+LAYOUTS = {
+    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "batch_last": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+    "slice": lambda x: torch.cat((x, x), -1)[..., : x.shape[-1]],
+    "every_other": lambda x: torch.stack((x, x), -1).flatten(-2)[..., ::2],
+    "misaligned": lambda x: torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape),
+}
+# The ratio of two errors of fewer elements is luck.
+FEW = 32
+ISAS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx"]
+
+Tensors = Sequence[torch.Tensor | None]
+
+
+def draw(sizes: tuple[int, int, int, int], dtype: torch.dtype, device: str = "cpu") -> list[torch.Tensor | None]:
+    """Return x and the six parameters of token mixing; the first five are those of the linear form."""
+    batch, tokens, channels, hidden = sizes
+    drawn = [
+        torch.randn(batch, tokens, channels),
+        *(torch.randn(channels), torch.randn(channels)),
+        *(torch.randn(hidden, tokens) * tokens**-0.5, torch.randn(hidden)),
+        *(torch.randn(tokens, hidden) * hidden**-0.5, torch.randn(tokens)),
+    ]
+    return [value.to(device, dtype) for value in drawn]
+
+
+def mixing(backend: str, activation: str | None = "gelu", eps: float = 1e-6) -> Callable[..., torch.Tensor]:
+    return lambda *inputs: MF.token_mixing(*inputs, activation=activation, eps=eps, backend=backend)
+
+
+def linear(backend: str, activation: str | None = "gelu", eps: float = 1e-6) -> Callable[..., torch.Tensor]:
+    return lambda *inputs: MF.layer_norm_token_linear(*inputs[:5], activation=activation, eps=eps, backend=backend)
+
+
+def with_gradients(
+    function: Callable[..., torch.Tensor],
+    inputs: Tensors,
+    dy: torch.Tensor | None = None,
+    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+) -> list[torch.Tensor]:
+    """Return the output and the gradients of all inputs that take part."""
+    leaves = [None if value is None else value.detach().clone().requires_grad_() for value in inputs]
+    y = function(arrange(leaves[0]), *leaves[1:])
+    y.backward(torch.ones((), dtype=y.dtype, device=y.device).expand(y.shape) if dy is None else dy.to(y.dtype))
+    return [y.detach(), *(leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None)]
+
+
+def assert_accurate(
+    form: Callable[..., Callable[..., torch.Tensor]],
+    backend: str,
+    make_inputs: Callable[[], Tensors],
+    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    **options: object,
+) -> None:
+    """Hold the output and every gradient to the rule of tolerances.py, pooled until none has only a few elements."""
+    pooled: list[list[torch.Tensor]] = [[], [], []]
+    while not pooled[0] or min(value.numel() for value in pooled[0]) < FEW:
+        inputs = make_inputs()
+        y = form("reference", **options)(*inputs)
+        dy = torch.randn_like(y)
+        results = (
+            with_gradients(form(backend, **options), inputs, arrange(dy), arrange),
+            with_gradients(form("reference", **options), inputs, dy),
+            with_gradients(form("reference", **options), [None if v is None else v.double() for v in inputs], dy),
+        )
+        assert all(value.is_contiguous() for value in results[0])
+        for pool, result in zip(pooled, results, strict=True):
+            pool[:] = [
+                torch.cat([before, value.flatten()])
+                for before, value in zip(pool or [value.new_empty(0) for value in result], result, strict=True)
+            ]
+    for ours, theirs, truth in zip(*pooled, strict=True):
+        assert_as_accurate(ours, theirs, truth)
+
+
+@pytest.mark.parametrize("form", [mixing, linear])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forward_and_backward_are_accurate(device, backend, dtype, sizes, form):
+    assert_accurate(form, backend, lambda: draw(sizes, dtype, device))
+
+
+@pytest.mark.parametrize("sizes", LARGE_SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_sizes(device, backend, dtype, sizes):
+    assert_accurate(mixing, backend, lambda: draw(sizes, dtype, device))
+
+
+@pytest.mark.parametrize("form", [mixing, linear])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations(device, backend, activation, form):
+    # In float32: what relu does to a value that low precision moved across zero is luck.
+    assert_accurate(form, backend, lambda: draw((3, 49, 96, 33), torch.float32, device), activation=activation)
+
+
+def test_activations_of_extreme_values(device, backend):
+    x = torch.linspace(-30, 30, 4001, device=device).view(1, 1, -1)
+    spread = torch.cat((x, torch.full_like(x, -x.max().item()).roll(1)), 1)
+    inputs = [spread, None, None, torch.tensor([[20.0, 0.0], [3.0, 0.0]], device=device), None]
+    for activation in ACTIVATIONS:
+        y, expected = (linear(name, activation=activation)(*inputs) for name in (backend, "reference"))
+        torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-5)
+    # Far below zero nothing is left of the exact form.
+    z, y = (linear(backend, activation=activation)(*inputs) for activation in (None, "gelu"))
+    assert (z < -8).any()
+    assert (y[z < -8] == 0).all()
+
+
+@pytest.mark.parametrize("form", [mixing, linear])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_strides(device, backend, dtype, layout, form):
+    for sizes in ((2, 49, 96, 33), (3, 5, 30, 7)):
+        assert_accurate(form, backend, lambda sizes=sizes: draw(sizes, dtype, device), LAYOUTS[layout])
+
+
+def test_an_expanded_gradient_and_expanded_images(device, backend):
+    x, *parameters = draw((1, 20, 40, 9), torch.float32, device)
+    images = x.expand(3, -1, -1)
+    actual = with_gradients(mixing(backend), [images, *parameters])
+    expected = with_gradients(mixing("reference"), [images, *parameters])
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [mixing, linear])
+def test_absent_parameters(device, backend, form):
+    for absent in ((1, 2), (1,), (2,), (4,), (6,), (1, 2, 4, 6)):
+
+        def some(absent: tuple[int, ...] = absent) -> Tensors:
+            every = draw((2, 20, 40, 9), torch.float32, device)
+            return [None if i in absent else value for i, value in enumerate(every)]
+
+        assert_accurate(form, backend, some)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-6])
+def test_eps_counts(device, backend, eps):
+    def small() -> Tensors:
+        x, *parameters = draw((2, 20, 40, 9), torch.float32, device)
+        return [x * eps**0.5, *parameters]
+
+    assert_accurate(mixing, backend, small, eps=eps)
+
+
+def test_statistics_of_a_large_mean(device, backend):
+    def far() -> Tensors:
+        x, *parameters = draw((2, 49, 768, 33), torch.float32, device)
+        return [x + 1e4, *parameters]
+
+    assert_accurate(linear, backend, far)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_norm_kept_in_float32(device, backend, dtype):
+    def mixed() -> Tensors:
+        x, norm_weight, norm_bias, *linears = draw((2, 49, 96, 33), dtype, device)
+        return [x, norm_weight.float(), norm_bias.float(), *linears]
+
+    assert_accurate(mixing, backend, mixed)
+    inputs = mixed()
+    gradients = with_gradients(mixing(backend), inputs)
+    assert [value.dtype for value in gradients[1:]] == [value.dtype for value in inputs]
+
+
+def test_autocast(device, backend):
+    inputs = draw((2, 49, 96, 33), torch.float32, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        actual = with_gradients(mixing(backend), inputs)
+        expected = with_gradients(mixing("reference"), inputs)
+    exact = with_gradients(mixing("reference"), [value.double() for value in inputs])
+    assert actual[0].dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 for gradient in actual[1:])
+    for ours, theirs, truth in zip(actual, expected, exact, strict=True):
+        error, allowed = ((value.double() - truth).norm() / truth.norm() for value in (ours, theirs))
+        assert error <= 2 * allowed
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_float64_is_exact(activation):
+    pytest.importorskip("mixer_kernels._C")
+    for form, arrange in itertools.product((mixing, linear), (lambda x: x, *LAYOUTS.values())):
+        inputs = draw((2, 20, 41, 9), torch.float64)
+        dy = torch.randn_like(form("reference")(*inputs))
+        actual = with_gradients(form("native", activation=activation), inputs, arrange(dy), arrange)
+        expected = with_gradients(form("reference", activation=activation), inputs, dy)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(monkeypatch, dtype, isa):
+    pytest.importorskip("mixer_kernels._C")
+    monkeypatch.setenv("MIXER_KERNELS_ISA", isa)
+    if mixer_kernels._C.build_info()["cpu_isa"] != isa:
+        pytest.skip(f"this CPU has no {isa}")
+    for form in (mixing, linear):
+        for sizes in ((2, 49, 96, 33), (3, 5, 30, 7), (1, 196, 130, 96)):
+            assert_accurate(form, "native", lambda sizes=sizes: draw(sizes, dtype))
+        assert_accurate(form, "native", lambda: draw((2, 20, 40, 9), dtype), LAYOUTS["transposed"])
+    for activation in ACTIVATIONS:
+        assert_accurate(linear, "native", lambda: draw((2, 20, 40, 9), torch.float32), activation=activation)
+
+
+def test_values_that_are_not_finite_stay_in_their_image(device, backend):
+    inputs = draw((3, 20, 40, 9), torch.float32, device)
+    expected = mixing(backend)(*inputs)
+    inputs[0][1, 3, 5] = float("nan")
+    y = mixing(backend)(*inputs)
+    assert y[1].isnan().all()
+    assert torch.equal(y[::2], expected[::2])
+
+
+@pytest.mark.parametrize("form", [mixing, linear])
+def test_an_empty_batch(device, backend, form):
+    inputs = draw((0, 5, 6, 7), torch.float32, device)
+    y, dx, *gradients = with_gradients(form(backend), inputs)
+    assert y.shape == form("reference")(*inputs).shape
+    assert dx.shape == (0, 5, 6)
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+
+
+def test_the_same_bits_every_time(device, backend):
+    inputs = draw((4, 196, 160, 96), torch.float32, device)
+    first, second = (with_gradients(mixing(backend), inputs) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_backward_keeps_x_and_two_numbers_a_token(device, backend):
+    inputs = [value.requires_grad_() for value in draw((2, 49, 96, 33), torch.float32, device)]
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        mixing(backend)(*inputs)
+    given = {value.data_ptr() for value in inputs}
+    extra = [value for value in kept if value.data_ptr() not in given]
+    assert sum(value.numel() for value in extra) == 2 * 2 * 49
+
+
+def test_only_the_gradients_that_are_wanted(device, backend):
+    x, *parameters = draw((2, 20, 40, 9), torch.float32, device)
+    y = mixing(backend)(x, *(value.requires_grad_(i == 2) for i, value in enumerate(parameters)))
+    y.sum().backward()
+    assert [value.grad is not None for value in parameters] == [i == 2 for i in range(6)]
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("form", [mixing, linear])
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh"], ids=str)
+def test_gradcheck(form, activation):
+    pytest.importorskip("mixer_kernels._C")
+    count = 7 if form is mixing else 5
+    inputs = [value.requires_grad_() for value in draw((2, 3, 5, 4), torch.float64)[:count]]
+    assert torch.autograd.gradcheck(form("native", activation=activation, eps=1e-3), inputs)
+
+
+def test_double_backward_is_refused(device, backend):
+    inputs = [value.requires_grad_() for value in draw((1, 3, 5, 4), torch.float32, device)]
+    (dx,) = torch.autograd.grad(mixing(backend)(*inputs).square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_opcheck(device, backend, absent):
+    suffix = "_triton" if backend == "triton" else ""
+    x, *parameters = draw((2, 5, 6, 7), torch.float32, device)
+    if absent:
+        parameters[0] = parameters[3] = parameters[5] = None
+    code = ACTIVATION_CODES["gelu"]
+    for name, given, dy in (
+        ("layer_norm_token_linear", parameters[:4], torch.randn(2, 7, 6, device=device)),
+        ("token_mixing", parameters, torch.randn_like(x)),
+    ):
+        forward = getattr(torch.ops.mixer_kernels, f"{name}{suffix}_fwd").default
+        backward = getattr(torch.ops.mixer_kernels, f"{name}{suffix}_bwd").default
+        opcheck(forward, (x, *given, 1e-6, code))
+        _, mean, rstd = forward(x, *given, 1e-6, code)
+        opcheck(backward, (dy, x, mean, rstd, *given, code))
+
+
+@pytest.mark.parametrize(("compiler", "dynamic"), [("inductor", False), ("aot_eager", True)])
+def test_compile_whole_graph(device, backend, compiler, dynamic):
+    torch._dynamo.reset()
+
+    def loss(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *inputs: function(*inputs).square().sum()
+
+    compiled = torch.compile(loss(mixing(backend)), fullgraph=True, dynamic=dynamic, backend=compiler)
+    for batch in (2, 3) if dynamic else (2,):
+        inputs = draw((batch, 5, 12, 7), torch.float32, device)
+        actual = with_gradients(compiled, inputs)
+        expected = with_gradients(loss(mixing("reference")), inputs)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_export(device, backend):
+    layer = mixer_kernels.TokenMixing(12, 5, 7, backend=backend, device=device)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(layer, (torch.randn(2, 5, 12, device=device),), dynamic_shapes=({0: batch},))
+    assert any("mixer_kernels" in str(node.target) for node in program.graph.nodes)
+    x = torch.randn(6, 5, 12, device=device)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_fake_and_meta_tensors():
+    inputs = draw((2, 5, 6, 7), torch.bfloat16)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert MF.token_mixing(torch.empty(2, 5, 6, dtype=torch.bfloat16), *inputs[1:]).shape == (2, 5, 6)
+    on_meta = [value.to("meta") for value in inputs]
+    assert MF.token_mixing(*on_meta).shape == (2, 5, 6)
+    assert MF.layer_norm_token_linear(*on_meta[:5]).shape == (2, 7, 6)
+
+
+@pytest.mark.gpu
+def test_cuda_graph_capture(backend):
+    inputs = draw((4, 49, 96, 33), torch.bfloat16, "cuda")
+    mixing(backend)(*inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = mixing(backend)(*inputs)
+    inputs[0].copy_(torch.randn_like(inputs[0]))
+    graph.replay()
+    assert torch.equal(y, mixing(backend)(*inputs))
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements(backend):
+    x, *parameters = draw((1, 196, 1024, 96), torch.bfloat16, "cuda")
+    images = x.new_empty(11000, 196, 1024).copy_(x)
+    y = mixing(backend)(images, *parameters)
+    assert torch.equal(y[-1:], mixing(backend)(x, *parameters))
+
+
+class TinyMixer(torch.nn.Module):
+    """A small Mixer on 8x8 digits: 16 tokens of 2x2 pixels."""
+
+    def __init__(self, layers, backend: str | None) -> None:
+        super().__init__()
+        self.stem = torch.nn.Linear(4, 32)
+        self.blocks = torch.nn.Sequential(*(layers.MixerBlock(32, 16, backend=backend) for _ in range(2)))
+        self.head = torch.nn.Linear(32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = images.unflatten(1, (4, 2)).unflatten(3, (4, 2)).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+        return self.head(self.blocks(self.stem(patches)).mean(1))
+
+
+def train(layers, device: str, backend: str | None) -> tuple[list[float], float]:
+    """Return the losses of 200 steps on the digits, and the accuracy on those left out."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32, device=device) / 16
+    labels = torch.tensor(digits.target, device=device)
+    torch.manual_seed(0)
+    model = TinyMixer(layers, backend).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(200):
+        batch = torch.arange(step * 64, (step + 1) * 64, device=device) % 1500
+        loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        return losses, (model(images[1500:]).argmax(1) == labels[1500:]).float().mean().item()
+
+
+def test_training_follows_the_reference(device, backend):
+    losses, accuracy = train(mixer_kernels, device, backend)
+    expected_losses, expected_accuracy = train(reference_layers, device, None)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected_losses), rtol=0.02, atol=0.02)
+    assert abs(accuracy - expected_accuracy) < 0.02
+    assert accuracy > 0.85
+
+
+@pytest.mark.parametrize("name", ["TokenMixing", "MixerBlock"])
+def test_layers_swap_by_state_dict(device, backend, name):
+    plain = getattr(reference_layers, name)(24, 9, device=device)
+    fused = getattr(mixer_kernels, name)(24, 9, backend=backend, device=device)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 9, 24, device=device)
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+def test_bad_arguments(device):
+    x, *parameters = draw((2, 5, 6, 7), torch.float32, device)
+    norm_weight, norm_bias, weight1, bias1, weight2, bias2 = parameters
+
+    def refuses(error: type[Exception], message: str, *inputs: object, **options: object) -> None:
+        with pytest.raises(error, match=f"token_mixing: {message}"):
+            MF.token_mixing(*inputs, **options)
+
+    refuses(TypeError, "x must be a torch.Tensor, got list", [1.0], *parameters)
+    refuses(TypeError, "x must have dtype .*, got torch.int64", x.long(), *parameters)
+    refuses(ValueError, r"x must have 3 dimensions \(B, S, C\), got shape \(5, 6\)", x[0], *parameters)
+    refuses(ValueError, r"x must have at least one token and one channel, got shape \(2, 0, 6\)", x[:, :0], *parameters)
+    refuses(ValueError, r"norm_weight must have shape \(6,\), got shape \(5,\)", x, norm_weight[:5], *parameters[1:])
+    refuses(
+        ValueError,
+        r"weight1 must have shape \(D, 5\), got shape \(5, 7\)",
+        *(x, norm_weight, norm_bias, weight1.T, bias1, weight2, bias2),
+    )
+    refuses(
+        ValueError,
+        r"weight2 must have shape \(5, 7\), got shape \(7, 5\)",
+        *(x, norm_weight, norm_bias, weight1, bias1, weight2.T, bias2),
+    )
+    refuses(
+        ValueError,
+        r"bias2 must have shape \(5,\), got shape \(7,\)",
+        *(x, norm_weight, norm_bias, weight1, bias1),
+        *(weight2, bias1),
+    )
+    refuses(
+        TypeError,
+        "weight1 must have x's dtype torch.float32, got torch.float16",
+        *(x, norm_weight, norm_bias, weight1.half(), bias1, weight2, bias2),
+    )
+    refuses(
+        TypeError,
+        "norm_bias must have x's dtype torch.float32 or torch.float32, .*got torch.float16",
+        *(x, norm_weight, norm_bias.half(), weight1, bias1, weight2, bias2),
+    )
+    refuses(
+        RuntimeError,
+        "weight1 must be on x's device .*, got meta",
+        *(x, norm_weight, norm_bias, weight1.to("meta"), bias1, weight2, bias2),
+    )
+    refuses(
+        ValueError,
+        "activation must be None, 'relu', 'gelu' or 'gelu_tanh', got 'silu'",
+        x,
+        *parameters,
+        activation="silu",
+    )
+    refuses(ValueError, "backend must be one of .* or None, got 'cudnn'", x, *parameters, backend="cudnn")
+
+
+def test_the_ops_protect_memory():
+    pytest.importorskip("mixer_kernels._C")
+    x, *parameters = draw((2, 5, 6, 7), torch.float32)
+    parameters[2] = parameters[2][:, :4]
+    with pytest.raises(ValueError, match="token_mixing: weight1 must have shape"):
+        torch.ops.mixer_kernels.token_mixing_fwd(x, *parameters, 1e-6, 2)
