@@ -2,6 +2,7 @@
 
 from mixer_kernels import autograd, functional, models, reference
 from mixer_kernels._version import __version__
+from mixer_kernels.convert import accelerate, fuse
 from mixer_kernels.nn import (
     Affine,
     AffineTokenLinear,
@@ -32,9 +33,11 @@ __all__ = [
     "SplitAttention",
     "TokenMixing",
     "__version__",
+    "accelerate",
     "autograd",
     "available_backends",
     "functional",
+    "fuse",
     "models",
     "reference",
     "use_backend",
