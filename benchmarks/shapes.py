@@ -24,7 +24,7 @@ class OpShape:
 
     Attributes:
         op: the op's name.
-        shape: of its input.
+        shape: of its input, and behind it the hidden width of an op that has one.
         origin: where the shape comes from.
         quick_on: device types whose quick preset holds it.
         full_on: device types whose full preset holds it.
@@ -68,6 +68,9 @@ class ModelShape:
     quick_dtypes: tuple[torch.dtype, ...] = ()
 
 
+_MIXING = {"quick_passes": (FWD,), "full_passes": (FWD, FWD_BWD)}
+_MIXING_TRAINED = {"quick_passes": (FWD, FWD_BWD), "full_passes": (FWD, FWD_BWD)}
+
 OP_SHAPES = (
     OpShape("spatial_shift", (8, 32, 32, 192), "S2-MLPv2 Small, stage 1", quick_on=(CPU,)),
     OpShape("spatial_shift", (32, 32, 32, 384), "twice its width, beyond the caches", quick_on=(CPU, CUDA)),
@@ -76,6 +79,19 @@ OP_SHAPES = (
     OpShape("spatial_shift", (8, 16, 16, 384), "S2-MLPv2 Small, stage 2"),
     OpShape("spatial_shift", (8, 32, 32, 256), "S2-MLPv2 Medium, stage 1"),
     OpShape("spatial_shift", (8, 16, 16, 512), "S2-MLPv2 Medium, stage 2"),
+    OpShape("token_mixing", (8, 196, 768, 384), "Mixer-B/16", (CPU,), (CPU,), **_MIXING_TRAINED),
+    OpShape("token_mixing", (8, 196, 1024, 512), "Mixer-L/16", (CPU,), (CPU,), **_MIXING_TRAINED),
+    OpShape("token_mixing", (32, 49, 512, 256), "Mixer-S/32", (CPU,), (CPU,), **_MIXING),
+    OpShape("token_mixing", (1, 196, 768, 384), "Mixer-B/16, one image", (CPU,), **_MIXING),
+    OpShape("token_mixing", (1, 49, 512, 256), "Mixer-S/32, one image", **_MIXING),
+    OpShape("token_mixing", (256, 196, 768, 384), "Mixer-B/16", (CUDA,), (CUDA,), **_MIXING_TRAINED),
+    OpShape("token_mixing", (256, 196, 1024, 512), "Mixer-L/16", (CUDA,), (CUDA,), **_MIXING_TRAINED),
+    OpShape("token_mixing", (256, 49, 512, 256), "Mixer-S/32", (), (CUDA,), **_MIXING),
+    OpShape("affine_token_linear", (32, 196, 384), "ResMLP-S", (CPU,), (CPU,), **_MIXING_TRAINED),
+    OpShape("affine_token_linear", (1, 196, 384), "ResMLP-S, one image", (CPU,), **_MIXING),
+    OpShape("affine_token_linear", (8, 784, 768), "ResMLP-B/8", (), (CPU,), **_MIXING),
+    OpShape("affine_token_linear", (256, 196, 384), "ResMLP-S", (CUDA,), (CUDA,), **_MIXING_TRAINED),
+    OpShape("affine_token_linear", (64, 784, 768), "ResMLP-B/8", (), (CUDA,), **_MIXING),
 )
 
 # A model joins the run with the first fused layer that it is built from.
@@ -85,7 +101,7 @@ _MODELS = (
     *("resmlp_12_224", "resmlp_24_224", "resmlp_36_224", "resmlp_big_24_224"),
     *("convmixer_1536_20", "convmixer_768_32", "convmixer_1024_20_ks9_p14"),
 )
-_QUICK_MODELS = ("s2mlpv2_small_7_224",)
+_QUICK_MODELS = ("s2mlpv2_small_7_224", "mixer_b16_224")
 
 MODEL_SHAPES = (
     *(ModelShape(name, 1, CPU) for name in _MODELS),

@@ -91,6 +91,8 @@ def _row(group: dict[str, Any]) -> list[str]:
     ours, best = contender(group, group["ours"]), contender(group, group["best_pytorch"])
     if "images_per_second" in ours:
         rate = f"{ours['images_per_second']:.1f} images/s"
+    elif "tflops" in ours:
+        rate = f"{ours['tflops']:.3f} TFLOP/s"
     elif "gbps" in ours:
         rate = f"{ours['gbps']:.1f} GB/s"
     else:

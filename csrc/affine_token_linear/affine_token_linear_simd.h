@@ -36,27 +36,29 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
 
   at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
     Scratch<unit_type<operand_t>> panel(units<operand_t>(m.tokens) * m.tiles.columns);
-    Scratch<acc_t> block(kTileRows * m.tiles.columns), x(kTileRows * m.tiles.columns);
+    Scratch<acc_t> block(kTileRows * m.tiles.columns);
+    // Rows that are not whole vectors.
+    Scratch<scalar_t> copies(2 * m.tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = Tile::of<acc_t>(m.tiles, index);
-      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
-        load_rows(m.x, tile, token, rows, x.get());
-        pack_rows<operand_t>(x.get(), tile.width, token, rows, tile.width, panel.get(), tile.width);
-      });
+      pack_tile(m.x, tile, m.tokens, panel.get());
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
         multiply<operand_t>(m.brgemm, rows, tile.width, m.tokens, weight.row(token), weight.ld(), panel.get(),
                             tile.width, false, block.get(), tile.width);
-        load_rows(m.x, tile, token, rows, x.get());
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t row_sum = row_sums.get()[token + r], bias = m.bias[token + r];
+          const scalar_t* const in = m.x.row(tile.image, token + r) + tile.first * m.x.column_step;
+          const scalar_t* const x = whole_row(in, m.x.column_step, tile.columns, copies.get());
+          scalar_t* const out = y.row(tile.image, token + r) + tile.first;
+          scalar_t* const to = tile.columns == tile.width ? out : copies.get() + tile.width;
           for (int64_t i = 0; i < tile.width; i += kLanes<acc_t>) {
             const int64_t channel = tile.first + i;
             const vec constant = load(m.shift + channel) * row_sum + load(m.layer_scale + channel) * bias;
-            acc_t* const to = block.get() + r * tile.width + i;
-            store(to, load(x.get() + r * tile.width + i) + (load(to) * load(m.scale + channel) + constant));
+            const vec update = load(block.get() + r * tile.width + i) * load(m.scale + channel) + constant;
+            store_acc(to + i, load_as_acc(x + i) + update);
           }
+          if (to != out) std::copy_n(to, tile.columns, out);
         }
-        store_rows(block.get(), y, tile, token, rows);
       });
     }
     if (m.brgemm) at::native::cpublas::brgemm_release();

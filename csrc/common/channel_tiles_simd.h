@@ -14,17 +14,30 @@ struct Tile {
   }
 };
 
+// A row of a tensor with its columns in whole vectors side by side: itself where it is so, else a copy.
+template <typename scalar_t>
+const scalar_t* whole_row(const scalar_t* row, int64_t step, int64_t columns, scalar_t* copy) {
+  if (step == 1 && columns % kLanes<acc_type<scalar_t>> == 0) return row;
+  for (int64_t i = 0; i < columns; ++i) copy[i] = row[i * step];
+  return copy;
+}
+
+// A tile takes a few cache lines of each row, a pattern that hardware prefetchers miss.
+template <typename scalar_t>
+void prefetch_row(const Rows<const scalar_t>& from, const Tile& tile, int64_t row) {
+  constexpr int64_t kRowsAhead = 16, kLine = 64 / sizeof(scalar_t);
+  if (from.column_step != 1) return;
+  const scalar_t* const ahead = from.row(tile.image, row + kRowsAhead) + tile.first;
+  for (int64_t i = 0; i < tile.columns; i += kLine) __builtin_prefetch(ahead + i);
+}
+
 // Rows [first, first + rows) of a tensor's tile as accumulators; zeros up to the tile's width.
 template <typename scalar_t>
 void load_rows(const Rows<const scalar_t>& from, const Tile& tile, int64_t first, int64_t rows,
                acc_type<scalar_t>* to) {
-  // A tile takes a few cache lines of each row, a pattern that hardware prefetchers miss.
-  constexpr int64_t kRowsAhead = 16, kLine = 64 / sizeof(scalar_t);
   for (int64_t r = 0; r < rows; ++r, to += tile.width) {
     const scalar_t* const row = from.row(tile.image, first + r) + tile.first * from.column_step;
-    if (from.column_step == 1) {
-      for (int64_t i = 0; i < tile.columns; i += kLine) __builtin_prefetch(row + kRowsAhead * from.row_step + i);
-    }
+    prefetch_row(from, tile, first + r);
     load_row(row, from.column_step, tile.columns, to);
     std::fill(to + tile.columns, to + tile.width, acc_type<scalar_t>(0));
   }
@@ -42,6 +55,33 @@ void store_rows(const acc_type<scalar_t>* from, const Rows<scalar_t>& to, const 
 template <typename F>
 void for_row_blocks(int64_t rows, const F& f) {
   for (int64_t first = 0; first < rows; first += kTileRows) f(first, std::min(kTileRows, rows - first));
+}
+
+// A tensor's tile, all of its rows, as the panel of a product. No element is rounded.
+template <typename scalar_t>
+void pack_tile(const Rows<const scalar_t>& from, const Tile& tile, int64_t rows,
+               unit_type<operand_type<scalar_t>>* panel) {
+  if constexpr (std::is_same_v<operand_type<scalar_t>, acc_type<scalar_t>>) {
+    load_rows(from, tile, 0, rows, panel);
+  } else {
+    using bits = Vector<uint32_t>;
+    // Zeros behind the last column and below the last row.
+    Scratch<scalar_t> copies(2 * tile.width);
+    std::fill_n(copies.get(), 2 * tile.width, scalar_t(0));
+    const auto row_of = [&](int64_t row, scalar_t* copy) {
+      prefetch_row(from, tile, row);
+      return whole_row(from.row(tile.image, row) + tile.first * from.column_step, from.column_step, tile.columns, copy);
+    };
+    for (int64_t row = 0; row < rows; row += 2, panel += tile.width) {
+      const scalar_t* const low = row_of(row, copies.get());
+      if (row + 1 == rows) std::fill_n(copies.get() + tile.width, tile.width, scalar_t(0));
+      const scalar_t* const high =
+          row + 1 < rows ? row_of(row + 1, copies.get() + tile.width) : copies.get() + tile.width;
+      for (int64_t i = 0; i < tile.width; i += kLanes<uint32_t>) {
+        store(panel + i, (bits)load_as_acc(low + i) >> 16 | (bits)load_as_acc(high + i));
+      }
+    }
+  }
 }
 
 // A matrix (rows, columns of the tile), as the right operand of one product and as the left one of another.
