@@ -73,7 +73,8 @@ def choose(op: str, backend: str | None, order: Sequence[str], implementations: 
         op: the op's name, for messages.
         backend: the caller's explicit request, or None.
         order: names in the automatic order of this device; the reference stands behind them and takes everything.
-        implementations: name -> module with ``why_not(*args) -> str | None``; the reference is not among them.
+        implementations: name -> module with ``why_not(*args) -> str | None``, for the kernels that the op has; the
+            reference is not among them.
         *args: what ``why_not`` looks at.
 
     Raises:
@@ -85,14 +86,26 @@ def choose(op: str, backend: str | None, order: Sequence[str], implementations: 
     if name == REFERENCE:
         return REFERENCE
     if name is not None:
-        reason = implementations[name].why_not(*args)
+        reason = _why_not(name, implementations, *args)
         if reason is not None:
             raise RuntimeError(f"{op}: backend {name!r} cannot run this call: {reason}")
         return name
     for name in order:
-        reason = implementations[name].why_not(*args)
+        reason = _why_not(name, implementations, *args)
         if reason is None:
             return name
         if not torch.compiler.is_compiling():
             logger.debug("%s: skipping %s: %s", op, name, reason)
     return REFERENCE
+
+
+def reasons(implementations: Mapping[str, Any], device: torch.device) -> dict[str, str | None]:
+    """Return, for each backend, None if it runs an op on the device, else the reason."""
+    return {name: _why_not(name, implementations, device) for name in BACKENDS if name != REFERENCE} | {REFERENCE: None}
+
+
+def _why_not(name: str, implementations: Mapping[str, Any], *args: Any) -> str | None:
+    if name not in implementations:
+        return f"this op has no {name} kernels yet"
+    reason: str | None = implementations[name].why_not(*args)
+    return reason

@@ -99,13 +99,13 @@ def load_rows(x_ptr, r, rows, stride_x_r, c, channels):
 
 @jit
 def load_normalized(x_ptr, mean_ptr, rstd_ptr, scale, shift, s, tokens, stride_x_s, c, channels):
-    """Return the tokens ``s`` of one image, normalised and rounded to the dtype of x, zero outside.  # [s, c]."""
+    """Return the tokens ``s`` of one image, normalised and rounded to the dtype of x, finite outside.  # [s, c]."""
     x = load_rows(x_ptr, s, tokens, stride_x_s, c, channels).to(tl.float32)
     mean = tl.load(mean_ptr + s, mask=s < tokens, other=0.0)
     rstd = tl.load(rstd_ptr + s, mask=s < tokens, other=0.0)
+    # Outside it is the shift, or zero beyond the channels: the weight is zero there, or nobody reads the result.
     n = (x - mean[:, None]) * rstd[:, None] * scale[None, :] + shift[None, :]
-    inside = (s < tokens)[:, None] & (c < channels)[None, :]
-    return tl.where(inside, n, 0.0).to(x_ptr.dtype.element_ty)
+    return n.to(x_ptr.dtype.element_ty)
 
 
 @jit

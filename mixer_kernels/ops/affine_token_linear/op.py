@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from mixer_kernels.ops import _backend, _checks
-from mixer_kernels.ops.affine_token_linear import native_impl, reference, triton_impl
+from mixer_kernels.ops.affine_token_linear import native_impl, reference
 
-IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
+IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl}
 
 # The automatic order of each device type. CPU: benchmarks/results/amd-epyc-2-threads/quick.json; GPU: not measured yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
@@ -105,7 +105,7 @@ def affine_token_linear(
 
 def why_not(device: torch.device) -> dict[str, str | None]:
     """Return, for each backend, None if it runs this op on the device, else the reason."""
-    return {name: impl.why_not(device) for name, impl in IMPLEMENTATIONS.items()} | {_backend.REFERENCE: None}
+    return _backend.reasons(IMPLEMENTATIONS, device)
 
 
 def _channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor) -> Optional:

@@ -99,7 +99,7 @@ def spatial_shift_(x: torch.Tensor, directions: Sequence[str] = SHIFT_1, *, back
 
 def why_not(device: torch.device) -> dict[str, str | None]:
     """Return, for each backend, None if it runs this op on the device, else the reason."""
-    return {name: impl.why_not(device) for name, impl in IMPLEMENTATIONS.items()} | {_backend.REFERENCE: None}
+    return _backend.reasons(IMPLEMENTATIONS, device)
 
 
 def _check(op: str, x: torch.Tensor, directions: Sequence[str]) -> list[int]:

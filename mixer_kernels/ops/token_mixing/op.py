@@ -197,7 +197,7 @@ def token_mixing(
 
 def why_not(device: torch.device) -> dict[str, str | None]:
     """Return, for each backend, None if it runs this op on the device, else the reason."""
-    return {name: impl.why_not(device) for name, impl in IMPLEMENTATIONS.items()} | {_backend.REFERENCE: None}
+    return _backend.reasons(IMPLEMENTATIONS, device)
 
 
 def _choose(op: str, backend: str | None, x: torch.Tensor) -> str:
