@@ -101,7 +101,7 @@ _MODELS = (
     *("resmlp_12_224", "resmlp_24_224", "resmlp_36_224", "resmlp_big_24_224"),
     *("convmixer_1536_20", "convmixer_768_32", "convmixer_1024_20_ks9_p14"),
 )
-_QUICK_MODELS = ("s2mlpv2_small_7_224", "mixer_b16_224")
+_QUICK_MODELS = ("s2mlpv2_small_7_224", "mixer_s32_224")
 
 MODEL_SHAPES = (
     *(ModelShape(name, 1, CPU) for name in _MODELS),
