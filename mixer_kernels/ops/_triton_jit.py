@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 try:
-    import triton
     import triton.language as tl
-
-    jit = triton.jit
+    from triton import jit
 except ImportError:
-    triton = tl = None
+    tl = None
 
     def jit(function: Any = None, **_: Any) -> Any:
         """Leave a function alone; `why_not` of its room gives the reason."""
         return function if function is not None else jit
 
 
-__all__ = ["jit", "tl", "triton"]
+__all__ = ["jit", "tl"]
