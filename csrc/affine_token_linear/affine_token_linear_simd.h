@@ -47,17 +47,12 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
                             tile.width, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t row_sum = row_sums.get()[token + r], bias = m.bias[token + r];
-          const scalar_t* const in = m.x.row(tile.image, token + r) + tile.first * m.x.column_step;
-          const scalar_t* const x = whole_row(in, m.x.column_step, tile.columns, copies.get());
-          scalar_t* const out = y.row(tile.image, token + r) + tile.first;
-          scalar_t* const to = tile.columns == tile.width ? out : copies.get() + tile.width;
-          for (int64_t i = 0; i < tile.width; i += kLanes<acc_t>) {
+          const acc_t* const product = block.get() + r * tile.width;
+          map_row(m.x, y, tile, token + r, copies.get(), [&](int64_t i, vec x) {
             const int64_t channel = tile.first + i;
             const vec constant = load(m.shift + channel) * row_sum + load(m.layer_scale + channel) * bias;
-            const vec update = load(block.get() + r * tile.width + i) * load(m.scale + channel) + constant;
-            store_acc(to + i, load_as_acc(x + i) + update);
-          }
-          if (to != out) std::copy_n(to, tile.columns, out);
+            return x + (load(product + i) * load(m.scale + channel) + constant);
+          });
         }
       });
     }

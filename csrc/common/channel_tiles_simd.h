@@ -51,6 +51,18 @@ void store_rows(const acc_type<scalar_t>* from, const Rows<scalar_t>& to, const 
   }
 }
 
+// A row of `to` from that of `from`: f(i, elements from channel i of the tile on). `copies` has room for two rows.
+template <typename scalar_t, typename F>
+void map_row(const Rows<const scalar_t>& from, const Rows<scalar_t>& to, const Tile& tile, int64_t row,
+             scalar_t* copies, const F& f) {
+  const scalar_t* const in =
+      whole_row(from.row(tile.image, row) + tile.first * from.column_step, from.column_step, tile.columns, copies);
+  scalar_t* const out = to.row(tile.image, row) + tile.first;
+  scalar_t* const whole = tile.columns == tile.width ? out : copies + tile.width;
+  for (int64_t i = 0; i < tile.width; i += kLanes<acc_type<scalar_t>>) store_acc(whole + i, f(i, load_as_acc(in + i)));
+  if (whole != out) std::copy_n(whole, tile.columns, out);
+}
+
 // Calls f(first, rows) for blocks of rows whose accumulators stay in the first-level cache.
 template <typename F>
 void for_row_blocks(int64_t rows, const F& f) {

@@ -26,6 +26,30 @@ constexpr int kBlockRows = 6;
 constexpr int kBlockVectors = kVectorBytes == 64 ? 4 : 2;
 constexpr int64_t kLongestSum = 128;  // units of the depth
 
+template <typename operand_t>
+using UnitVector = Vector<unit_type<operand_t>>;
+
+template <typename operand_t>
+inline UnitVector<operand_t> broadcast_unit(const operand_t* from) {
+  unit_type<operand_t> unit;
+  std::memcpy(&unit, from, sizeof(unit));
+  return broadcast(unit);
+}
+
+// acc + a * b; of units of two, both products.
+template <typename operand_t>
+inline Vector<acc_type<operand_t>> multiply_add(Vector<acc_type<operand_t>> acc, UnitVector<operand_t> a,
+                                                UnitVector<operand_t> b) {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<operand_t, c10::BFloat16>) {
+    return (Vector<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+  } else
+#endif
+  {
+    return acc + a * b;
+  }
+}
+
 template <typename operand_t, int kRows, int kVectors>
 void multiply_block(const operand_t* a, int64_t lda, const unit_type<operand_t>* panel, int64_t ld_panel, int64_t steps,
                     bool accumulate, acc_type<operand_t>* out, int64_t ld_out) {
@@ -36,24 +60,11 @@ void multiply_block(const operand_t* a, int64_t lda, const unit_type<operand_t>*
     for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<acc_t>{};
   }
   for (int64_t step = 0; step < steps; ++step) {
-    if constexpr (std::is_same_v<operand_t, c10::BFloat16>) {
-      __m512bh column[kVectors];
-      for (int v = 0; v < kVectors; ++v) column[v] = (__m512bh)_mm512_loadu_si512(panel + step * ld_panel + v * lanes);
-      for (int r = 0; r < kRows; ++r) {
-        int32_t pair;
-        std::memcpy(&pair, a + r * lda + 2 * step, sizeof(pair));
-        const __m512bh row = (__m512bh)_mm512_set1_epi32(pair);
-        for (int v = 0; v < kVectors; ++v) {
-          acc[r][v] = (Vector<acc_t>)_mm512_dpbf16_ps((__m512)acc[r][v], row, column[v]);
-        }
-      }
-    } else {
-      Vector<acc_t> column[kVectors];
-      for (int v = 0; v < kVectors; ++v) column[v] = load(panel + step * ld_panel + v * lanes);
-      for (int r = 0; r < kRows; ++r) {
-        const Vector<acc_t> row = broadcast(a[r * lda + step]);
-        for (int v = 0; v < kVectors; ++v) acc[r][v] += row * column[v];
-      }
+    UnitVector<operand_t> column[kVectors];
+    for (int v = 0; v < kVectors; ++v) column[v] = load(panel + step * ld_panel + v * lanes);
+    for (int r = 0; r < kRows; ++r) {
+      const UnitVector<operand_t> row = broadcast_unit(a + r * lda + step * kUnitDepth<operand_t>);
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = multiply_add<operand_t>(acc[r][v], row, column[v]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -96,16 +107,35 @@ void multiply(bool brgemm, int64_t rows, int64_t columns, int64_t depth, const o
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * vectors / blocks, last = (block + 1) * vectors / blocks;
     const int64_t column = first * lanes;
-    for (int64_t row = 0; row < rows; row += kBlockRows) {
-      const int64_t block_rows = std::min<int64_t>(kBlockRows, rows - row);
-      const auto block_of_rows = multiply_block_of<operand_t>(block_rows, last - first, all);
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t begin = part * steps / parts, end = (part + 1) * steps / parts;
-        block_of_rows(a + row * lda + begin * kUnitDepth<operand_t>, lda, panel + begin * ld_panel + column, ld_panel,
-                      end - begin, accumulate || part > 0, out + row * ld_out + column, ld_out);
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t begin = part * steps / parts, end = (part + 1) * steps / parts;
+      // This piece of the panel stays in the first-level cache.
+      for (int64_t row = 0; row < rows; row += kBlockRows) {
+        const int64_t block_rows = std::min<int64_t>(kBlockRows, rows - row);
+        multiply_block_of<operand_t>(block_rows, last - first, all)(
+            a + row * lda + begin * kUnitDepth<operand_t>, lda, panel + begin * ld_panel + column, ld_panel,
+            end - begin, accumulate || part > 0, out + row * ld_out + column, ld_out);
       }
     }
   }
+}
+
+// Units of the rounded elements of two rows.
+template <typename operand_t>
+inline UnitVector<operand_t> round_to_units(Vector<acc_type<operand_t>> low, Vector<acc_type<operand_t>> high) {
+#if defined(__x86_64__)
+  if constexpr (kHasBf16Dot) {
+    typedef uint16_t words __attribute__((vector_size(64)));
+    const words both = (words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (UnitVector<operand_t>)__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22,
+                                                          7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
+                                                          15, 31);
+  }
+#endif
+  operand_t rounded[2 * kLanes<float>];
+  store_acc(rounded, low);
+  store_acc(rounded + kLanes<float>, high);
+  return load_bits(rounded) | load_bits(rounded + kLanes<float>) << 16;
 }
 
 // Rows [first, first + rows) of a panel from rows of accumulators. Where a unit holds two rows, `first` is even, and an
@@ -113,15 +143,13 @@ void multiply(bool brgemm, int64_t rows, int64_t columns, int64_t depth, const o
 template <typename operand_t>
 void pack_rows(const acc_type<operand_t>* from, int64_t ld_from, int64_t first, int64_t rows, int64_t columns,
                unit_type<operand_t>* panel, int64_t ld_panel) {
-  if constexpr (std::is_same_v<operand_t, c10::BFloat16>) {
+  if constexpr (kUnitDepth<operand_t> == 2) {
     for (int64_t row = 0; row < rows; row += 2) {
       uint32_t* to = panel + (first + row) / 2 * ld_panel;
       const float* low = from + row * ld_from;
-      for (int64_t i = 0; i < columns; i += 16) {
-        const __m512 high = row + 1 < rows ? _mm512_loadu_ps(low + ld_from + i) : _mm512_setzero_ps();
-        const __m512i high_bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
-        const __m512i low_bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(low + i)));
-        _mm512_storeu_si512(to + i, _mm512_or_si512(low_bits, _mm512_slli_epi32(high_bits, 16)));
+      for (int64_t i = 0; i < columns; i += kLanes<float>) {
+        const Vector<float> high = row + 1 < rows ? load(low + ld_from + i) : Vector<float>{};
+        store(to + i, round_to_units<operand_t>(load(low + i), high));
       }
     }
   } else {

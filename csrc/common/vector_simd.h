@@ -29,7 +29,8 @@ inline void store(T* to, Vector<T> value) {
 
 template <typename T>
 inline Vector<T> broadcast(T value) {
-  return Vector<T>{} + value;
+  // Compilers drop `- 0`, but not `+ 0`, which turns -0 into 0.
+  return value - Vector<T>{};
 }
 
 template <typename T>
@@ -39,23 +40,37 @@ inline T sum_lanes(Vector<T> v) {
   return sum;
 }
 
+// The bits of 16-bit elements, each in the lower half of a lane.
+template <typename half_t>
+inline Vector<uint32_t> load_bits(const half_t* from) {
+#if defined(__x86_64__)
+  // Compilers make several instructions of the general form.
+  if constexpr (kVectorBytes == 64) {
+    return (Vector<uint32_t>)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  } else if constexpr (kVectorBytes == 32) {
+    return (Vector<uint32_t>)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+#endif
+  typedef uint16_t words __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const words*>(from), Vector<uint32_t>);
+}
+
 // kLanes elements as accumulators. Vectors of bfloat16 are the upper halves of floats.
 template <typename scalar_t>
 inline Vector<acc_type<scalar_t>> load_as_acc(const scalar_t* from) {
   if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
-    typedef uint16_t halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
-    using words = Vector<uint32_t>;
-    return (Vector<float>)(__builtin_convertvector(*reinterpret_cast<const halves*>(from), words) << 16);
+    return (Vector<float>)(load_bits(from) << 16);
   } else if constexpr (std::is_same_v<scalar_t, c10::Half>) {
+#if defined(__x86_64__)
     if constexpr (kVectorBytes == 64) {
       return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     } else if constexpr (kVectorBytes == 32) {
       return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    } else {
-      Vector<float> value;
-      for (int64_t i = 0; i < kLanes<float>; ++i) value[i] = from[i];
-      return value;
     }
+#endif
+    Vector<float> value;
+    for (int64_t i = 0; i < kLanes<float>; ++i) value[i] = from[i];
+    return value;
   } else {
     return load(from);
   }
@@ -65,25 +80,30 @@ inline Vector<acc_type<scalar_t>> load_as_acc(const scalar_t* from) {
 template <typename scalar_t>
 inline void store_acc(scalar_t* to, Vector<acc_type<scalar_t>> value) {
   if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+#if defined(__x86_64__)
     if constexpr (kHasBf16Dot) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value));
-    } else {
-      typedef uint16_t halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
-      using words = Vector<uint32_t>;
-      const words bits = (words)value;
-      const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-      const words nan = words{} + 0x7fc0;
-      const words safe = value == value ? rounded : nan;
-      *reinterpret_cast<halves*>(to) = __builtin_convertvector(safe, halves);
+      return;
     }
+#endif
+    typedef uint16_t halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+    using words = Vector<uint32_t>;
+    const words bits = (words)value;
+    const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const words nan = words{} + 0x7fc0;
+    const words safe = value == value ? rounded : nan;
+    *reinterpret_cast<halves*>(to) = __builtin_convertvector(safe, halves);
   } else if constexpr (std::is_same_v<scalar_t, c10::Half>) {
+#if defined(__x86_64__)
     if constexpr (kVectorBytes == 64) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+      return;
     } else if constexpr (kVectorBytes == 32) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
-    } else {
-      for (int64_t i = 0; i < kLanes<float>; ++i) to[i] = value[i];
+      return;
     }
+#endif
+    for (int64_t i = 0; i < kLanes<float>; ++i) to[i] = value[i];
   } else {
     store(to, value);
   }

@@ -71,7 +71,8 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
   at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
     Scratch<unit_t> normalised(units<operand_t>(m.tokens) * m.tiles.columns);
     Scratch<unit_t> hidden(units<operand_t>(m.hidden) * m.tiles.columns);
-    Scratch<acc_t> block(kTileRows * m.tiles.columns), x(kTileRows * m.tiles.columns);
+    Scratch<acc_t> block(kTileRows * m.tiles.columns);
+    Scratch<scalar_t> copies(2 * m.tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = Tile::of<acc_t>(m.tiles, index);
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
@@ -81,7 +82,7 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
       for_row_blocks(m.hidden, [&](int64_t unit, int64_t rows) {
         multiply<operand_t>(m.brgemm, rows, tile.width, m.tokens, weight1.row(unit), weight1.ld(), normalised.get(),
                             tile.width, false, block.get(), tile.width);
-        activate(m.activation, BiasedRows<acc_t>{block.get(), from_row(m.bias1, unit), rows, tile.width});
+        activate<scalar_t>(m.activation, BiasedRows<acc_t>{block.get(), from_row(m.bias1, unit), rows, tile.width});
         if (m.weight2 == nullptr) return store_rows(block.get(), y, tile, unit, rows);
         pack_rows<operand_t>(block.get(), tile.width, unit, rows, tile.width, hidden.get(), tile.width);
       });
@@ -89,14 +90,11 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
         multiply<operand_t>(m.brgemm, rows, tile.width, m.hidden, weight2.row(token), weight2.ld(), hidden.get(),
                             tile.width, false, block.get(), tile.width);
-        load_rows(m.x, tile, token, rows, x.get());
         for (int64_t r = 0; r < rows; ++r) {
-          const acc_t bias = m.bias2 ? m.bias2[token + r] : acc_t(0);
-          for (int64_t i = r * tile.width; i < (r + 1) * tile.width; i += kLanes<acc_t>) {
-            store(x.get() + i, load(x.get() + i) + load(block.get() + i) + bias);
-          }
+          const acc_t bias = m.bias2 ? m.bias2[token + r] : acc_t(0), *const update = block.get() + r * tile.width;
+          map_row(m.x, y, tile, token + r, copies.get(),
+                  [&](int64_t i, Vector<acc_t> x) { return x + load(update + i) + bias; });
         }
-        store_rows(x.get(), y, tile, token, rows);
       });
     }
     if (m.brgemm) at::native::cpublas::brgemm_release();
@@ -197,7 +195,7 @@ class BackwardTile {
     if (m_.weight2 || m_.activation != Activation::kNone) {
       multiply<operand_t>(m_.brgemm, rows, tile.width, m_.tokens, weights_.weight1.row(unit), weights_.weight1.ld(),
                           normalised_.panel(), tile.width, false, z, tile.width);
-      activate_backward(m_.activation, BiasedRows<acc_t>{z, from_row(m_.bias1, unit), rows, tile.width}, dh);
+      activate_backward<scalar_t>(m_.activation, BiasedRows<acc_t>{z, from_row(m_.bias1, unit), rows, tile.width}, dh);
     }
     if (m_.weight2) hidden_.store(z, tile, unit, rows);
     add_row_sums(dh, tile.width, rows, gradients.bias1 + unit);
