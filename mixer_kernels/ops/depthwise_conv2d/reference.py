@@ -63,11 +63,11 @@ def _convolve(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> torch.Tensor:
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    if half and x.device.type == "cpu" and suggest_memory_format(x) == torch.channels_last:
-        # On a CPU PyTorch's own kernel for this layout never returns with few channels and a large kernel. A clone:
-        # contiguous() leaves the strides of a map of one pixel, which PyTorch would still take for channels_last.
-        x = x.clone(memory_format=torch.contiguous_format)
+    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        # PyTorch's own kernels never return with few channels and a large kernel, bfloat16 in channels_last and float16
+        # in either layout. They accumulate in float32, too.
+        bias = None if bias is None else bias.float()
+        return _convolve(x.float(), weight.float(), bias, stride, padding, dilation).to(x.dtype)
     top, bottom, left, right = padding
     if (top, left) != (bottom, right):
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
