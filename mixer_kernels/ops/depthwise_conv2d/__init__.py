@@ -1,6 +1,10 @@
 """The depthwise convolution of ConvMixer, with everything that surrounds it."""
 
-from mixer_kernels.ops.depthwise_conv2d.batch_norm import DepthwiseConvBatchNormFunction, depthwise_conv2d_batch_norm
+from mixer_kernels.ops.depthwise_conv2d.batch_norm import (
+    DepthwiseConvBatchNormFunction,
+    depthwise_conv2d_batch_norm,
+    normalization,
+)
 from mixer_kernels.ops.depthwise_conv2d.op import DepthwiseConv2dFunction, depthwise_conv2d
 
 __all__ = [
@@ -8,4 +12,5 @@ __all__ = [
     "DepthwiseConvBatchNormFunction",
     "depthwise_conv2d",
     "depthwise_conv2d_batch_norm",
+    "normalization",
 ]

@@ -143,6 +143,16 @@ def depthwise_conv2d_batch_norm(
     return DepthwiseConvBatchNormFunction.apply(*tensors, eps, geometry, code, name)
 
 
+def normalization(
+    mean: torch.Tensor, var: torch.Tensor, norm_weight: Optional, norm_bias: Optional, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return 1 / standard deviation, and BatchNorm as ``scale * a + shift``, (C,) each, in the dtype of ``mean``."""
+    rstd = (var + eps).rsqrt()
+    scale = rstd if norm_weight is None else rstd * norm_weight
+    shift = -mean * scale if norm_bias is None else norm_bias - mean * scale
+    return rstd, scale, shift
+
+
 def _forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -156,7 +166,5 @@ def _forward(
 ) -> tuple[torch.Tensor, ...]:
     """Return y, the statistics, and what backward needs beside them: ``conv(x) + bias`` and 1 / standard deviation."""
     z, mean, var = kernels.statistics(x, weight, bias, *geometry, activation)
-    rstd = (var + eps).rsqrt()
-    scale = rstd if norm_weight is None else rstd * norm_weight
-    shift = -mean * scale if norm_bias is None else norm_bias - mean * scale
+    rstd, scale, shift = normalization(mean, var, norm_weight, norm_bias, eps)
     return kernels.epilogue_forward(z, scale, shift, x, activation), mean, var, z, rstd

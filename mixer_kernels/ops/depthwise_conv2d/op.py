@@ -27,7 +27,8 @@ ORDER = {"cpu": (_backend.NATIVE,)}
 class DepthwiseConv2dFunction(torch.autograd.Function):
     """The convolution and what follows it; x and, for an activation or a scale, ``conv(x) + bias`` are saved.
 
-    ``apply(x, weight, bias, scale, shift, residual, geometry, activation, backend)``, with an activation's code.
+    ``apply(x, weight, bias, scale, shift, residual, residual_is_x, geometry, activation, backend)``, with an
+    activation's code. A residual that is x is told by the flag: torch.compile takes no tensor twice.
     """
 
     @staticmethod
@@ -39,6 +40,7 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         scale: Optional,
         shift: Optional,
         residual: Optional,
+        residual_is_x: bool,
         geometry: Geometry,
         activation: int,
         backend: str,
@@ -46,8 +48,9 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         """Map (B, C, H, W) to (B, C, H', W')."""
         kernels = IMPLEMENTATIONS[backend]
         ctx.geometry, ctx.activation, ctx.backend = geometry, activation, backend
-        ctx.residual_is_x = residual is x
+        ctx.residual_is_x = residual_is_x
         ctx.shift_dtype = None if shift is None else shift.dtype
+        residual = x if residual_is_x else residual
         if activation == 0 and scale is None:
             ctx.save_for_backward(x, weight, None, None)
             return kernels.forward(x, weight, bias, None, shift, residual, *geometry, activation)
@@ -74,14 +77,13 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
                 c0 = None if scale is None else scale.to(accumulation_dtype(x))
                 dz = kernels.epilogue_backward(dy, z, c0, None, None, ctx.activation)
             if wants_x:
-                # A residual that is x itself has its gradient in dx.
                 residual = dy if ctx.residual_is_x else None
                 dx = kernels.backward_input(dz, weight, residual, *x.shape[2:], *ctx.geometry)
             if wants_weight or wants_bias:
                 dweight, dbias = kernels.backward_weight(dz, x, weight.shape[2:], *ctx.geometry)
-        dresidual = dy if wants_residual and not ctx.residual_is_x else None
+        dresidual = dy if wants_residual else None
         gradients = (dx, dweight if wants_weight else None, dbias if wants_bias else None, dscale, dshift, dresidual)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 def depthwise_conv2d(
@@ -130,11 +132,11 @@ def depthwise_conv2d(
     """
     op = "depthwise_conv2d"
     code = activation_code(op, activation)
-    given = x
+    residual_is_x = residual is x
     x, weight, bias, geometry = check_convolution(op, x, weight, bias, stride, padding, dilation)
     scale = check_channel_parameter(op, "scale", scale, x)
     shift = check_channel_parameter(op, "shift", shift, x)
-    if residual is given:
+    if residual_is_x:
         residual = x
     elif residual is not None:
         _checks.check_tensor(op, "residual", residual)
@@ -148,7 +150,8 @@ def depthwise_conv2d(
         return reference.depthwise_conv2d(*tensors, *geometry, activation)
     if not _checks.needs_grad(*tensors):
         return IMPLEMENTATIONS[name].forward(*tensors, *geometry, code)
-    return DepthwiseConv2dFunction.apply(*tensors, geometry, code, name)
+    other = None if residual_is_x else residual
+    return DepthwiseConv2dFunction.apply(*tensors[:-1], other, residual_is_x, geometry, code, name)
 
 
 def choose(op: str, backend: str | None, x: torch.Tensor, weight: torch.Tensor) -> str:
