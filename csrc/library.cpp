@@ -42,6 +42,26 @@ TORCH_LIBRARY(mixer_kernels, m) {
       "affine_token_linear_bwd(Tensor dy, Tensor x, Tensor? alpha, Tensor? beta, Tensor weight, Tensor? bias, "
       "Tensor? layer_scale) -> (Tensor dx, Tensor dalpha, Tensor dbeta, Tensor dweight, Tensor dbias, "
       "Tensor dlayer_scale)");
+
+  // padding: top, bottom, left, right. y, z and dx keep the memory format of x, z and dz; mean, var and the sums are
+  // float32, float64 for float64, and so are the coefficients c0, c1, c2, which stand for 1, 0, 0 where absent.
+  m.def(
+      "depthwise_conv2d_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? residual, "
+      "int[] stride, int[] padding, int[] dilation, int activation) -> Tensor");
+  m.def(
+      "depthwise_conv2d_bwd_input(Tensor dz, Tensor weight, Tensor? residual, int height, int width, int[] stride, "
+      "int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "depthwise_conv2d_bwd_weight(Tensor dz, Tensor x, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation) -> (Tensor dweight, Tensor dbias)");
+  m.def(
+      "depthwise_conv2d_statistics(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] dilation, int activation) -> (Tensor z, Tensor mean, Tensor var)");
+  m.def("depthwise_epilogue_fwd(Tensor z, Tensor? scale, Tensor? shift, Tensor? residual, int activation) -> Tensor");
+  m.def(
+      "depthwise_epilogue_sums(Tensor dy, Tensor z, Tensor? center, int activation) "
+      "-> (Tensor sum_dy, Tensor sum_dy_act)");
+  m.def("depthwise_epilogue_bwd(Tensor dy, Tensor z, Tensor? c0, Tensor? c1, Tensor? c2, int activation) -> Tensor");
 }
 
 namespace mixer_kernels {

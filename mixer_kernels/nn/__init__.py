@@ -1,13 +1,12 @@
 """The drop-in layers. A layer without a fused form yet is its reference module."""
 
+from mixer_kernels.nn.conv_mixer import ConvMixerLayer, DepthwiseConv2d
 from mixer_kernels.nn.mlp_mixer import MixerBlock, TokenMixing
 from mixer_kernels.nn.resmlp import AffineTokenLinear, ResMLPBlock
 from mixer_kernels.nn.s2mlp import S2Attention, S2Block, SpatialShift
 from mixer_kernels.reference import (
     Affine,
     ChannelMixing,
-    ConvMixerLayer,
-    DepthwiseConv2d,
     SplitAttention,
 )
 

@@ -1,0 +1,137 @@
+"""The drop-in layers of ConvMixer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mixer_kernels import functional as MF
+from mixer_kernels import reference
+from mixer_kernels.ops.depthwise_conv2d import depthwise_conv2d_batch_norm, normalization
+
+logger = logging.getLogger("mixer_kernels")
+
+
+class DepthwiseConv2d(reference.DepthwiseConv2d):
+    """:class:`mixer_kernels.reference.DepthwiseConv2d` through :func:`mixer_kernels.functional.depthwise_conv2d`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, H', W'); without the B also (C, H, W)."""
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = "valid"
+        return MF.depthwise_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            backend=self.backend,
+        )
+
+
+class ConvMixerLayer(reference.ConvMixerLayer):
+    """:class:`mixer_kernels.reference.ConvMixerLayer` with its depthwise half in one op, in training in two passes.
+
+    Where the parts of that half are not what the op computes, such as a SyncBatchNorm, or are observed by hooks, they
+    run as they are; a debug message says so.
+    """
+
+    depthwise_class = DepthwiseConv2d
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        mix_pixels: Any
+        mix_pixels, *mix_channels = self
+        reason = _why_not(mix_pixels)
+        if reason is None:
+            x = _mix_pixels(x, mix_pixels.fn, self.backend)
+        else:
+            if not torch.compiler.is_compiling():
+                logger.debug("ConvMixerLayer: running the depthwise half as it is: %s", reason)
+            x = mix_pixels(x)
+        for part in mix_channels:
+            x = part(x)
+        return x
+
+
+def _why_not(mix_pixels: Any) -> str | None:
+    """Return None if the op computes what the parts of the depthwise half do, else the reason."""
+    conv, act, norm = mix_pixels.fn
+    if not isinstance(conv, reference.DepthwiseConv2d) or conv.padding_mode != "zeros":
+        return f"fn.0 is {conv}"
+    if type(act) not in (nn.Identity, nn.ReLU, nn.GELU):
+        return f"fn.1 is {act}"
+    if type(norm) is not nn.BatchNorm2d:
+        return f"fn.2 is {norm}"
+    for path, part in mix_pixels.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return f"hooks on {path or 'it'}"
+    return None
+
+
+def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tensor:
+    """Return ``x + norm(act(conv(x)))``."""
+    conv, act, norm = parts
+    activation = _activation_name(act)
+    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
+        # In float32 also where the buffers are of lower precision.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        mean, var = norm.running_mean.to(dtype), norm.running_var.to(dtype)
+        _, scale, shift = normalization(mean, var, norm.weight, norm.bias, norm.eps)
+        return MF.depthwise_conv2d(
+            x,
+            conv.weight,
+            conv.bias,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            activation=activation,
+            scale=scale,
+            shift=shift,
+            residual=x,
+            backend=backend,
+        )
+    if x.numel() == 0:
+        # Without numbers there are no statistics, and the running ones stay.
+        return x + norm(act(conv(x)))
+    y, mean, var = depthwise_conv2d_batch_norm(
+        x,
+        conv.weight,
+        conv.bias,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        activation,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        backend=backend,
+    )
+    _update_running_statistics(norm, mean, var, x.numel() // x.shape[1])
+    return y
+
+
+def _activation_name(act: nn.Module) -> str | None:
+    if isinstance(act, nn.GELU):
+        return "gelu_tanh" if act.approximate == "tanh" else "gelu"
+    return "relu" if isinstance(act, nn.ReLU) else None
+
+
+def _update_running_statistics(norm: Any, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+    """Do to the buffers of a BatchNorm what its own forward does; ``mean`` and ``var`` are of ``count`` numbers."""
+    if not norm.training or not norm.track_running_stats or norm.running_mean is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    # Without a momentum every batch weighs the same.
+    weight = norm.num_batches_tracked.to(mean.dtype).reciprocal() if norm.momentum is None else norm.momentum
+    for running, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        running.copy_(running.to(value.dtype).lerp(value, weight))

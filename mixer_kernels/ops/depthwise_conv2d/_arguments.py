@@ -1,0 +1,106 @@
+"""The checks that both functions of the room share, and padding in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from mixer_kernels.ops import _checks
+
+Optional = torch.Tensor | None
+Pair = int | Sequence[int]
+
+
+class Geometry(NamedTuple):
+    """How a kernel moves over a map."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]  # top, bottom, left, right
+    dilation: Sequence[int]
+
+    def output_size(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int]:
+        """Return the height and width of the convolved map; 0 or less where the kernel reaches too far."""
+        top, bottom, left, right = self.padding
+        padded = x.shape[2] + top + bottom, x.shape[3] + left + right
+        height, width = (
+            (size - step * (taps - 1) - 1) // stride + 1
+            for size, step, taps, stride in zip(padded, self.dilation, weight.shape[2:], self.stride, strict=True)
+        )
+        return height, width
+
+
+def check_convolution(
+    op: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional,
+    stride: Pair,
+    padding: str | Pair,
+    dilation: Pair,
+) -> tuple[torch.Tensor, torch.Tensor, Optional, Geometry]:
+    """Check a convolution; return its tensors as the kernels take them, and its geometry in numbers."""
+    _checks.check_tensor(op, "x", x)
+    _checks.check_dims(op, "x", x, "(B, C, H, W)")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{op}: x must have at least one channel and one pixel, got shape {tuple(x.shape)}")
+    _checks.check_tensor(op, "weight", weight)
+    _checks.check_shape(op, "weight", weight, (x.shape[1], 1, "KH", "KW"))
+    if 0 in weight.shape:
+        raise ValueError(f"{op}: weight must have at least one tap, got shape {tuple(weight.shape)}")
+    geometry = _geometry(op, weight, stride, padding, dilation)
+    if min(geometry.output_size(x, weight)) < 1:
+        raise ValueError(
+            f"{op}: x must reach, with its padding, over the kernel, got shape {tuple(x.shape)} with padding "
+            f"{geometry.padding} for a kernel {tuple(weight.shape[2:])} with dilation {geometry.dilation}"
+        )
+    x, weight = _checks.autocast(x), _checks.autocast(weight)
+    _checks.check_like(op, "weight", weight, x)
+    if bias is not None:
+        _checks.check_tensor(op, "bias", bias)
+        _checks.check_shape(op, "bias", bias, x.shape[1:2])
+        bias = _checks.autocast(bias)
+        _checks.check_like(op, "bias", bias, x)
+        bias = bias.contiguous()
+    return x, weight.contiguous(), bias, geometry
+
+
+def check_channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor) -> Optional:
+    """Check a number for every channel; return it as the kernels take it."""
+    if parameter is None:
+        return None
+    _checks.check_tensor(op, name, parameter)
+    _checks.check_shape(op, name, parameter, x.shape[1:2])
+    _checks.check_device(op, name, parameter, x)
+    if parameter.dtype not in (x.dtype, torch.float32):
+        raise TypeError(f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, got {parameter.dtype}")
+    return parameter.contiguous()
+
+
+def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype of sums over ``x``, and of the coefficients that come from them."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _geometry(op: str, weight: torch.Tensor, stride: Pair, padding: str | Pair, dilation: Pair) -> Geometry:
+    strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
+    if padding == "valid":
+        return Geometry(strides, (0, 0, 0, 0), dilations)
+    if padding == "same":
+        if strides != (1, 1):
+            raise ValueError(f"{op}: stride must be 1 with padding 'same', got {stride}")
+        # As in PyTorch, the odd one of an even kernel goes to the bottom and to the right.
+        rows, columns = (step * (taps - 1) for step, taps in zip(dilations, weight.shape[2:], strict=True))
+        return Geometry(strides, (rows // 2, rows - rows // 2, columns // 2, columns - columns // 2), dilations)
+    if isinstance(padding, str):
+        raise ValueError(f"{op}: padding must be 'same', 'valid', an integer or a pair of them, got {padding!r}")
+    rows, columns = _pair(op, "padding", padding, least=0)
+    return Geometry(strides, (rows, rows, columns, columns), dilations)
+
+
+def _pair(op: str, name: str, value: Pair, least: int = 1) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(isinstance(number, int) and number >= least for number in pair):
+        raise ValueError(f"{op}: {name} must be an integer of at least {least} or a pair of them, got {value!r}")
+    return pair

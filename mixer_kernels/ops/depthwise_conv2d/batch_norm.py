@@ -1,0 +1,170 @@
+"""The depthwise half of a ConvMixer layer in training: the convolution, then BatchNorm of the batch's statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops._activation import activation_code
+from mixer_kernels.ops.depthwise_conv2d import reference
+from mixer_kernels.ops.depthwise_conv2d._arguments import (
+    Geometry,
+    Optional,
+    Pair,
+    check_channel_parameter,
+    check_convolution,
+)
+from mixer_kernels.ops.depthwise_conv2d.op import IMPLEMENTATIONS, choose
+
+
+class DepthwiseConvBatchNormFunction(torch.autograd.Function):
+    """``x + BN(act(conv(x) + bias))``; x, ``conv(x) + bias`` and two numbers a channel are saved for backward.
+
+    ``apply(x, weight, bias, norm_weight, norm_bias, eps, geometry, activation, backend)``, with an activation's code.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: Optional,
+        norm_weight: Optional,
+        norm_bias: Optional,
+        eps: float,
+        geometry: Geometry,
+        activation: int,
+        backend: str,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return y, (B, C, H, W), and the mean and variance of the activations, (C,)."""
+        y, mean, var, z, rstd = _forward(
+            x, weight, bias, norm_weight, norm_bias, eps, geometry, activation, IMPLEMENTATIONS[backend]
+        )
+        ctx.save_for_backward(x, weight, norm_weight, z, mean, rstd)
+        ctx.geometry, ctx.activation, ctx.backend = geometry, activation, backend
+        ctx.norm_bias_dtype = None if norm_bias is None else norm_bias.dtype
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor, _mean: Optional, _var: Optional) -> tuple[Optional, ...]:
+        """Return the gradients of ``x`` and the parameters."""
+        x, weight, norm_weight, z, mean, rstd = ctx.saved_tensors
+        kernels = IMPLEMENTATIONS[ctx.backend]
+        wants_x, wants_weight, wants_bias, wants_norm_weight, wants_norm_bias = ctx.needs_input_grad[:5]
+        dx = dweight = dbias = None
+        sum_dy, sum_dy_centered = kernels.epilogue_sums(dy, z, mean, ctx.activation)
+        dgamma = sum_dy_centered * rstd
+        if wants_x or wants_weight or wants_bias:
+            # With a = act(z) and n = (a - mean) * rstd of N numbers a channel, the gradient of a is
+            # gamma * rstd * (dy - sum(dy) / N - n * sum(dy * n) / N), linear in dy and a.
+            c0 = rstd if norm_weight is None else rstd * norm_weight
+            count = z.shape[0] * z.shape[2] * z.shape[3]
+            c1 = -c0 * rstd * dgamma / count
+            c2 = -c0 * sum_dy / count - c1 * mean
+            dz = kernels.epilogue_backward(dy, z, c0, c1, c2, ctx.activation)
+            if wants_x:
+                dx = kernels.backward_input(dz, weight, dy, *x.shape[2:], *ctx.geometry)
+            if wants_weight or wants_bias:
+                dweight, dbias = kernels.backward_weight(dz, x, weight.shape[2:], *ctx.geometry)
+        dnorm_weight = dgamma.to(norm_weight.dtype) if wants_norm_weight else None
+        dnorm_bias = sum_dy.to(ctx.norm_bias_dtype) if wants_norm_bias else None
+        gradients = (dx, dweight if wants_weight else None, dbias if wants_bias else None, dnorm_weight, dnorm_bias)
+        return *gradients, None, None, None, None
+
+
+def depthwise_conv2d_batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    eps: float = 1e-5,
+    activation: str | None = "gelu",
+    *,
+    stride: Pair = 1,
+    padding: str | Pair = "same",
+    dilation: Pair = 1,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run the depthwise half of a ConvMixer layer in training, residual included (ConvMixer, eq. 2).
+
+    ``y = x + norm_weight * (a - mean) / sqrt(var + eps) + norm_bias`` with ``a = act(conv(x) + bias)`` (arXiv
+    2201.09792), where mean and variance are those of a over the batch and all pixels. Two passes over the map: the
+    first convolves and takes the statistics. Backward keeps x and ``conv(x) + bias``.
+
+    Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the norm are not.
+
+    Args:
+        x: maps, (B, C, H, W), float32, float16, bfloat16 or float64, any strides.
+        weight: (C, 1, KH, KW), in x's dtype.
+        bias: (C,), in x's dtype, or None.
+        norm_weight: (C,), in x's dtype or float32; None stands for ones.
+        norm_bias: (C,), in x's dtype or float32; None stands for zeros.
+        eps: added to the variance.
+        activation: None, "relu", "gelu" (with erf) or "gelu_tanh".
+        stride: as in :func:`depthwise_conv2d`; it and padding have to keep the size of the map.
+        padding: as in :func:`depthwise_conv2d`.
+        dilation: as in :func:`depthwise_conv2d`.
+        backend: "native", "triton", "reference" or None, the fastest that can run.
+
+    Returns:
+        y, like x; mean and biased variance, (C,), float32 (float64 for float64), for running statistics: they carry
+        no gradient.
+
+    Raises:
+        TypeError: an argument is not a tensor of such a dtype.
+        ValueError: a shape, the stride, padding or dilation does not fit, there is at most one number a channel, or
+            the activation is none of the four.
+        RuntimeError: the tensors are on different devices, or the backend asked for cannot run.
+    """
+    op = "depthwise_conv2d_batch_norm"
+    code = activation_code(op, activation)
+    x, weight, bias, geometry = check_convolution(op, x, weight, bias, stride, padding, dilation)
+    if geometry.output_size(x, weight) != tuple(x.shape[2:]):
+        raise ValueError(
+            f"{op}: padding must keep the size of x, got shape {tuple(x.shape)} and a map of "
+            f"{geometry.output_size(x, weight)} pixels"
+        )
+    if x.shape[0] * x.shape[2] * x.shape[3] < 2:
+        raise ValueError(f"{op}: x must have more than one number a channel, got shape {tuple(x.shape)}")
+    norm_weight = check_channel_parameter(op, "norm_weight", norm_weight, x)
+    norm_bias = check_channel_parameter(op, "norm_bias", norm_bias, x)
+    name = choose(op, backend, x, weight)
+    tensors = (x, weight, bias, norm_weight, norm_bias)
+    if name == _backend.REFERENCE:
+        return reference.depthwise_conv2d_batch_norm(*tensors, eps, activation, *geometry)
+    if not _checks.needs_grad(*tensors):
+        y, mean, var, *_ = _forward(*tensors, eps, geometry, code, IMPLEMENTATIONS[name])
+        return y, mean, var
+    return DepthwiseConvBatchNormFunction.apply(*tensors, eps, geometry, code, name)
+
+
+def normalization(
+    mean: torch.Tensor, var: torch.Tensor, norm_weight: Optional, norm_bias: Optional, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return 1 / standard deviation, and BatchNorm as ``scale * a + shift``, (C,) each, in the dtype of ``mean``."""
+    rstd = (var + eps).rsqrt()
+    scale = rstd if norm_weight is None else rstd * norm_weight
+    shift = -mean * scale if norm_bias is None else norm_bias - mean * scale
+    return rstd, scale, shift
+
+
+def _forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    eps: float,
+    geometry: Geometry,
+    activation: int,
+    kernels: Any,
+) -> tuple[torch.Tensor, ...]:
+    """Return y, the statistics, and what backward needs beside them: ``conv(x) + bias`` and 1 / standard deviation."""
+    z, mean, var = kernels.statistics(x, weight, bias, *geometry, activation)
+    rstd, scale, shift = normalization(mean, var, norm_weight, norm_bias, eps)
+    return kernels.epilogue_forward(z, scale, shift, x, activation), mean, var, z, rstd
