@@ -1,0 +1,184 @@
+// What the bindings of both devices share: the checks that protect memory, and the registration of the ops.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "common/arguments.h"
+#include "common/output.h"
+
+namespace mixer_kernels {
+
+// Along the rows of a map and along its columns.
+struct Extent {
+  int64_t h, w;
+};
+
+// How a kernel moves over a map; of the padding only what lies above and to the left places an output.
+struct Geometry {
+  Extent kernel, stride, dilation, padding;
+};
+
+inline Geometry check_geometry(c10::IntArrayRef kernel, c10::IntArrayRef stride, c10::IntArrayRef padding,
+                               c10::IntArrayRef dilation) {
+  constexpr auto op = "depthwise_conv2d";
+  const auto is_positive_pair = [](c10::IntArrayRef pair) { return pair.size() == 2 && pair[0] > 0 && pair[1] > 0; };
+  TORCH_CHECK_VALUE(is_positive_pair(kernel), op, ": kernel_size must be two positive numbers, got ", kernel);
+  TORCH_CHECK_VALUE(is_positive_pair(stride), op, ": stride must be two positive numbers, got ", stride);
+  TORCH_CHECK_VALUE(is_positive_pair(dilation), op, ": dilation must be two positive numbers, got ", dilation);
+  TORCH_CHECK_VALUE(padding.size() == 4, op, ": padding must be four numbers, got ", padding);
+  return {{kernel[0], kernel[1]}, {stride[0], stride[1]}, {dilation[0], dilation[1]}, {padding[0], padding[2]}};
+}
+
+// The kernel's sizes, of a weight (C, 1, KH, KW).
+inline c10::IntArrayRef kernel_of(const at::Tensor& weight) {
+  TORCH_CHECK_VALUE(weight.dim() == 4, "depthwise_conv2d: weight must have 4 dimensions (C, 1, KH, KW), got shape ",
+                    weight.sizes());
+  return weight.sizes().slice(2);
+}
+
+inline void check_map(const char* name, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "depthwise_conv2d: ", name, " must have 4 dimensions (B, C, H, W), got shape ",
+                    x.sizes());
+}
+
+inline Extent convolved_size(const at::Tensor& x, const Geometry& geometry, c10::IntArrayRef padding) {
+  const auto size = [](int64_t size, int64_t before, int64_t after, int64_t taps, int64_t stride, int64_t dilation) {
+    const int64_t room = size + before + after - dilation * (taps - 1) - 1;
+    TORCH_CHECK_VALUE(room >= 0, "depthwise_conv2d: x must reach, with its padding, over the kernel, got size ", size);
+    return room / stride + 1;
+  };
+  const auto& [kernel, stride, dilation, unused] = geometry;
+  return {size(x.size(2), padding[0], padding[1], kernel.h, stride.h, dilation.h),
+          size(x.size(3), padding[2], padding[3], kernel.w, stride.w, dilation.w)};
+}
+
+// An uninitialised map in the memory format of x.
+inline at::Tensor empty_map(const at::Tensor& x, Extent size) {
+  return in_huge_pages(at::empty({x.size(0), x.size(1), size.h, size.w}, x.options(), x.suggest_memory_format()));
+}
+
+inline at::Tensor empty_sums(const at::Tensor& x) {
+  return at::empty({x.size(1)}, x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+}
+
+// Of a map's channels, (C); unlike those of tokens they may stay float32 where x is not.
+inline void check_channels(const char* name, const OptionalTensor& parameter, const at::Tensor& x, bool mixed) {
+  if (!parameter) return;
+  const bool is_float = mixed && parameter->scalar_type() == at::kFloat;
+  check_argument("depthwise_conv2d", name, *parameter, x, is_float ? at::kFloat : x.scalar_type(), {x.size(1)});
+}
+
+// The kernels of a device:
+//   forward(x, weight, bias, scale, shift, residual, geometry, activation, y)
+//   statistics(x, weight, bias, geometry, activation, z, mean, var)
+//   backward_input(dz, weight, residual, geometry, dx)
+//   backward_weight(dz, x, geometry, dweight, dbias)
+//   epilogue_forward(z, scale, shift, residual, activation, y)
+//   epilogue_sums(dy, z, center, activation, sum_dy, sum_dy_act)
+//   epilogue_backward(dy, z, c0, c1, c2, activation, dz)
+template <typename Kernels>
+void bind_depthwise_conv2d(torch::Library& m) {
+  constexpr auto op = "depthwise_conv2d";
+  m.impl("depthwise_conv2d_fwd",
+         [](const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& scale,
+            const OptionalTensor& shift, const OptionalTensor& residual, c10::IntArrayRef stride,
+            c10::IntArrayRef padding, c10::IntArrayRef dilation, int64_t activation) {
+           check_map("x", x);
+           const Geometry geometry = check_geometry(kernel_of(weight), stride, padding, dilation);
+           const auto [kernel_h, kernel_w] = geometry.kernel;
+           check_argument(op, "weight", weight, x, x.scalar_type(), {x.size(1), 1, kernel_h, kernel_w});
+           check_channels("bias", bias, x, false);
+           check_channels("scale", scale, x, true);
+           check_channels("shift", shift, x, true);
+           at::Tensor y = empty_map(x, convolved_size(x, geometry, padding));
+           if (residual) check_argument(op, "residual", *residual, x, x.scalar_type(), y.sizes());
+           if (y.numel() > 0) Kernels::forward(x, weight, bias, scale, shift, residual, geometry, activation, y);
+           return y;
+         });
+  m.impl("depthwise_conv2d_statistics",
+         [](const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, c10::IntArrayRef stride,
+            c10::IntArrayRef padding, c10::IntArrayRef dilation, int64_t activation) {
+           check_map("x", x);
+           const Geometry geometry = check_geometry(kernel_of(weight), stride, padding, dilation);
+           const auto [kernel_h, kernel_w] = geometry.kernel;
+           check_argument(op, "weight", weight, x, x.scalar_type(), {x.size(1), 1, kernel_h, kernel_w});
+           check_channels("bias", bias, x, false);
+           at::Tensor z = empty_map(x, convolved_size(x, geometry, padding));
+           at::Tensor mean = empty_sums(x), var = empty_sums(x);
+           if (z.numel() > 0) {
+             Kernels::statistics(x, weight, bias, geometry, activation, z, mean, var);
+           } else {
+             mean.zero_();
+             var.zero_();
+           }
+           return std::tuple(z, mean, var);
+         });
+  m.impl("depthwise_conv2d_bwd_input",
+         [](const at::Tensor& dz, const at::Tensor& weight, const OptionalTensor& residual, int64_t height,
+            int64_t width, c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation) {
+           check_map("dz", dz);
+           const Geometry geometry = check_geometry(kernel_of(weight), stride, padding, dilation);
+           const auto [kernel_h, kernel_w] = geometry.kernel;
+           check_argument(op, "weight", weight, dz, dz.scalar_type(), {dz.size(1), 1, kernel_h, kernel_w});
+           at::Tensor dx = empty_map(dz, {height, width});
+           if (residual) check_argument(op, "residual", *residual, dz, dz.scalar_type(), dx.sizes());
+           if (dx.numel() > 0) Kernels::backward_input(dz, weight, residual, geometry, dx);
+           return dx;
+         });
+  m.impl("depthwise_conv2d_bwd_weight",
+         [](const at::Tensor& dz, const at::Tensor& x, c10::IntArrayRef kernel, c10::IntArrayRef stride,
+            c10::IntArrayRef padding, c10::IntArrayRef dilation) {
+           check_map("x", x);
+           const Geometry geometry = check_geometry(kernel, stride, padding, dilation);
+           const Extent size = convolved_size(x, geometry, padding);
+           check_argument(op, "dz", dz, x, x.scalar_type(), {x.size(0), x.size(1), size.h, size.w});
+           at::Tensor dweight = at::empty({x.size(1), 1, kernel[0], kernel[1]}, x.options());
+           at::Tensor dbias = at::empty({x.size(1)}, x.options());
+           if (dz.numel() > 0) {
+             Kernels::backward_weight(dz, x, geometry, dweight, dbias);
+           } else {
+             dweight.zero_();
+             dbias.zero_();
+           }
+           return std::tuple(dweight, dbias);
+         });
+  m.impl("depthwise_epilogue_fwd", [](const at::Tensor& z, const OptionalTensor& scale, const OptionalTensor& shift,
+                                      const OptionalTensor& residual, int64_t activation) {
+    check_map("z", z);
+    check_channels("scale", scale, z, true);
+    check_channels("shift", shift, z, true);
+    if (residual) check_argument(op, "residual", *residual, z, z.scalar_type(), z.sizes());
+    at::Tensor y = empty_map(z, {z.size(2), z.size(3)});
+    if (y.numel() > 0) Kernels::epilogue_forward(z, scale, shift, residual, activation, y);
+    return y;
+  });
+  m.impl("depthwise_epilogue_sums",
+         [](const at::Tensor& dy, const at::Tensor& z, const OptionalTensor& center, int64_t activation) {
+           check_map("z", z);
+           check_argument(op, "dy", dy, z, z.scalar_type(), z.sizes());
+           check_channels("center", center, z, true);
+           at::Tensor sum_dy = empty_sums(z), sum_dy_act = empty_sums(z);
+           if (z.numel() > 0) {
+             Kernels::epilogue_sums(dy, z, center, activation, sum_dy, sum_dy_act);
+           } else {
+             sum_dy.zero_();
+             sum_dy_act.zero_();
+           }
+           return std::tuple(sum_dy, sum_dy_act);
+         });
+  m.impl("depthwise_epilogue_bwd", [](const at::Tensor& dy, const at::Tensor& z, const OptionalTensor& c0,
+                                      const OptionalTensor& c1, const OptionalTensor& c2, int64_t activation) {
+    check_map("z", z);
+    check_argument(op, "dy", dy, z, z.scalar_type(), z.sizes());
+    for (const OptionalTensor& coefficient : {c0, c1, c2}) check_channels("coefficient", coefficient, z, true);
+    at::Tensor dz = empty_map(z, {z.size(2), z.size(3)});
+    if (dz.numel() > 0) Kernels::epilogue_backward(dy, z, c0, c1, c2, activation, dz);
+    return dz;
+  });
+}
+
+}  // namespace mixer_kernels

@@ -1,0 +1,185 @@
+// The CPU kernels of the depthwise convolution and their registration.
+#include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "common/activation.h"
+#include "common/dispatch.h"
+#include "common/grain.h"
+#include "common/isa.h"
+#include "common/rows.h"
+#include "common/scratch.h"
+#include "depthwise_conv2d/depthwise_conv2d_binding.h"
+#include "depthwise_conv2d/depthwise_epilogue.h"
+#include "depthwise_conv2d/map.h"
+
+namespace mixer_kernels {
+namespace {
+
+// y[o] = sum over the taps k of u[o * stride + k * dilation - offset] * weight[k], where u is x with spread - 1 zeros
+// between its elements and zeros around them: a convolution, or the gradient of one with respect to its input.
+template <typename scalar_t>
+struct Correlation {
+  int64_t batch, channels;
+  Extent in, out, kernel, stride, dilation, offset, spread;
+  Extent tile;  // of outputs, that a task computes
+  Map<const scalar_t> x;
+  const scalar_t* weight;  // (C, 1, KH, KW)
+  bool flipped;
+};
+
+// residual + scale * act(z + bias) + shift, with zeros behind the parameters up to whole vectors.
+template <typename scalar_t>
+struct Epilogue {
+  const acc_of<scalar_t>*bias, *scale, *shift;
+  Map<const scalar_t> residual;  // of no data where it is absent
+  Activation activation;
+};
+
+// Means and sums of squared deviations, a vector of each for every task, or null.
+template <typename scalar_t>
+struct Moments {
+  acc_of<scalar_t>*mean, *deviations;
+};
+
+// How many inputs some outputs reach over.
+inline int64_t input_size(int64_t outputs, int64_t stride, int64_t taps, int64_t dilation) {
+  return (outputs - 1) * stride + (taps - 1) * dilation + 1;
+}
+
+}  // namespace
+}  // namespace mixer_kernels
+
+#define MIXER_KERNELS_ISA_BF16
+#define MIXER_KERNELS_ISA_FILE "depthwise_conv2d/depthwise_conv2d_simd.h"
+#include "common/foreach_isa.h"
+
+namespace mixer_kernels {
+namespace {
+
+template <typename scalar_t>
+Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* weight, const Geometry& g, Extent out) {
+  return {x.size(0), x.size(1),           {x.size(2), x.size(3)}, out,    g.kernel, g.stride, g.dilation, g.padding,
+          {1, 1},    TileGrid::tile(out), Map<const scalar_t>(x), weight, false};
+}
+
+template <typename scalar_t>
+void convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const at::Tensor& y,
+              const Moments<scalar_t>& moments = {}) {
+  select_isa(&baseline::depthwise_convolve<scalar_t>, &avx2::depthwise_convolve<scalar_t>,
+             &avx512::depthwise_convolve<scalar_t>,
+             &avx512_bf16::depthwise_convolve<scalar_t>)(c, e, Map<scalar_t>(y), moments);
+}
+
+struct CpuKernels : CpuEpilogue {
+  static void forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
+                      const Geometry& geometry, int64_t activation, const at::Tensor& y) {
+    dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
+      using scalar_t = typename decltype(tag)::type;
+      const at::Tensor whole = weight.contiguous();
+      const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
+      const auto scales = padded_parameter<scalar_t>(scale, x.size(1), 1);
+      const auto shifts = padded_parameter<scalar_t>(shift, x.size(1), 0);
+      convolve(forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, {y.size(2), y.size(3)}),
+               Epilogue<scalar_t>{biases.get(), scales.get(), shifts.get(), Map<const scalar_t>(residual),
+                                  static_cast<Activation>(activation)},
+               y);
+    });
+  }
+
+  static void statistics(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                         const Geometry& geometry, int64_t activation, const at::Tensor& z, const at::Tensor& mean,
+                         const at::Tensor& var) {
+    dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
+      using scalar_t = typename decltype(tag)::type;
+      using acc_t = acc_of<scalar_t>;
+      const at::Tensor whole = weight.contiguous();
+      const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
+      const auto ones = padded_parameter<scalar_t>({}, x.size(1), 1),
+                 zeros = padded_parameter<scalar_t>({}, x.size(1), 0);
+      const auto c = forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, {z.size(2), z.size(3)});
+      const int64_t lanes = select_isa(&baseline::lanes_of<scalar_t>, &avx2::lanes_of<scalar_t>,
+                                       &avx512::lanes_of<scalar_t>, &avx512_bf16::lanes_of<scalar_t>)();
+      const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
+      const Scratch<acc_t> means(grid.tasks() * lanes), deviations(grid.tasks() * lanes);
+      convolve(c, Epilogue<scalar_t>{biases.get(), ones.get(), zeros.get(), {}, static_cast<Activation>(activation)}, z,
+               {means.get(), deviations.get()});
+      merge_moments(grid, lanes, means.get(), deviations.get(), mean.mutable_data_ptr<acc_t>(),
+                    var.mutable_data_ptr<acc_t>());
+    });
+  }
+
+  static void backward_input(const at::Tensor& dz, const at::Tensor& weight, const OptionalTensor& residual,
+                             const Geometry& g, const at::Tensor& dx) {
+    dispatch_floating(dz.scalar_type(), "depthwise_conv2d", [&](auto tag) {
+      using scalar_t = typename decltype(tag)::type;
+      const at::Tensor whole = weight.contiguous();
+      const auto ones = padded_parameter<scalar_t>({}, dz.size(1), 1);
+      const auto zeros = padded_parameter<scalar_t>({}, dz.size(1), 0);
+      const Extent out{dx.size(2), dx.size(3)};
+      const Extent offset{(g.kernel.h - 1) * g.dilation.h - g.padding.h, (g.kernel.w - 1) * g.dilation.w - g.padding.w};
+      const Correlation<scalar_t> c{dz.size(0),
+                                    dz.size(1),
+                                    {dz.size(2), dz.size(3)},
+                                    out,
+                                    g.kernel,
+                                    {1, 1},
+                                    g.dilation,
+                                    offset,
+                                    g.stride,
+                                    TileGrid::tile(out),
+                                    Map<const scalar_t>(dz),
+                                    whole.const_data_ptr<scalar_t>(),
+                                    true};
+      convolve(
+          c, Epilogue<scalar_t>{zeros.get(), ones.get(), zeros.get(), Map<const scalar_t>(residual), Activation::kNone},
+          dx);
+    });
+  }
+
+  static void backward_weight(const at::Tensor& dz, const at::Tensor& x, const Geometry& geometry,
+                              const at::Tensor& dweight, const at::Tensor& dbias) {
+    dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
+      using scalar_t = typename decltype(tag)::type;
+      const auto c = forward_correlation<scalar_t>(x, nullptr, geometry, {dz.size(2), dz.size(3)});
+      select_isa(&baseline::depthwise_weight_gradient<scalar_t>, &avx2::depthwise_weight_gradient<scalar_t>,
+                 &avx512::depthwise_weight_gradient<scalar_t>, &avx512_bf16::depthwise_weight_gradient<scalar_t>)(
+          c, Map<const scalar_t>(dz), dweight.mutable_data_ptr<scalar_t>(), dbias.mutable_data_ptr<scalar_t>());
+    });
+  }
+
+ private:
+  // Of all tiles of a channel, one after another (Chan, Golub and LeVeque): no difference of large numbers.
+  template <typename acc_t>
+  static void merge_moments(const TileGrid& grid, int64_t lanes, const acc_t* means, const acc_t* deviations,
+                            acc_t* mean, acc_t* var) {
+    for (int64_t channel = 0; channel < grid.channels(); ++channel) {
+      const int64_t block = channel / lanes, lane = channel % lanes;
+      double count = 0, center = 0, squares = 0;
+      for (int64_t task = block * grid.tasks_of_block(); task < (block + 1) * grid.tasks_of_block(); ++task) {
+        const TileOfMap tile = grid[task];
+        const double pixels = static_cast<double>(tile.rows * tile.columns);
+        const double apart = means[task * lanes + lane] - center;
+        squares += deviations[task * lanes + lane] + apart * apart * count * pixels / (count + pixels);
+        count += pixels;
+        center += apart * pixels / count;
+      }
+      mean[channel] = static_cast<acc_t>(center);
+      var[channel] = static_cast<acc_t>(squares / count);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace mixer_kernels
+
+TORCH_LIBRARY_IMPL(mixer_kernels, CPU, m) { mixer_kernels::bind_depthwise_conv2d<mixer_kernels::CpuKernels>(m); }

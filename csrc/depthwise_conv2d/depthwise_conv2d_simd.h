@@ -1,0 +1,591 @@
+// Depthwise convolution on the CPU with channels side by side in the lanes of a vector: every tap is one vector of
+// weights, every pixel one vector of inputs, whatever the sizes, the stride and the dilation are. A task is a tile of
+// pixels of one image and block of channels; its inputs are gathered into a zero-padded scratch tile first, from either
+// memory format, so that the loops over taps neither check borders nor convert.
+// Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include guard.
+
+#include "common/vector_simd.h"
+// It builds on that one, and the next one on it.
+#include "common/tile_gemm_simd.h"
+// Activations.
+#include "common/math_simd.h"
+
+// Pixels (or taps) that one step of the loops holds in registers, in two rows: 24 accumulators of 32 registers, 12
+// of 16.
+constexpr int kBlockPixels = kVectorBytes == 64 ? 12 : 6;
+
+// How many channels a block has.
+template <typename scalar_t>
+int64_t lanes_of() {
+  return kLanes<acc_type<scalar_t>>;
+}
+
+// `pixels` pixels of a row, the channels of a block side by side, as accumulators; zeros behind the last channel.
+template <typename scalar_t>
+void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t channels, int64_t pixels,
+                 acc_type<scalar_t>* to) {
+  using acc_t = acc_type<scalar_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  if (map.channel_step == 1 && channels == lanes) {
+    for (int64_t p = 0; p < pixels; ++p) store(to + p * lanes, load_as_acc(from + p * map.column_step));
+    return;
+  }
+  if (map.column_step == 1 && pixels >= lanes) {
+    for (int64_t next = 0; next < pixels; next += lanes) {
+      // The last square may overlap the one before it.
+      const int64_t p = std::min(next, pixels - lanes);
+      Vector<acc_t> square[lanes];
+      for (int64_t c = 0; c < lanes; ++c) {
+        square[c] = c < channels ? load_as_acc(from + c * map.channel_step + p) : Vector<acc_t>{};
+      }
+      transpose_square<1, acc_t>(square);
+      for (int64_t i = 0; i < lanes; ++i) store(to + (p + i) * lanes, square[i]);
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < channels; ++c) {
+      to[p * lanes + c] = static_cast<acc_t>(from[c * map.channel_step + p * map.column_step]);
+    }
+    std::fill(to + p * lanes + channels, to + (p + 1) * lanes, acc_t(0));
+  }
+}
+
+// The way back; `map` is dense.
+template <typename scalar_t>
+void store_pixels(const acc_type<scalar_t>* from, int64_t channels, int64_t pixels, const Map<scalar_t>& map,
+                  scalar_t* to) {
+  using acc_t = acc_type<scalar_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  if (map.channel_step == 1 && channels == lanes) {
+    for (int64_t p = 0; p < pixels; ++p) store_acc(to + p * map.column_step, load(from + p * lanes));
+    return;
+  }
+  if (map.column_step == 1 && pixels >= lanes) {
+    for (int64_t next = 0; next < pixels; next += lanes) {
+      const int64_t p = std::min(next, pixels - lanes);
+      Vector<acc_t> square[lanes];
+      for (int64_t i = 0; i < lanes; ++i) square[i] = load(from + (p + i) * lanes);
+      transpose_square<1, acc_t>(square);
+      for (int64_t c = 0; c < channels; ++c) store_acc(to + c * map.channel_step + p, square[c]);
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < channels; ++c) {
+      to[c * map.channel_step + p * map.column_step] = static_cast<scalar_t>(from[p * lanes + c]);
+    }
+  }
+}
+
+// A zero-padded tile of a block of channels: pixels in rows, as units of a product. A unit of two elements holds a
+// pixel and the one `pair_step` columns behind it. Columns lie in `phases` runs, column q at q / phases of run q %
+// phases, so that the steps of a stride or of a dilation are neighbours.
+template <typename scalar_t, typename operand_t>
+class PaddedTile {
+ public:
+  using acc_t = acc_type<scalar_t>;
+  using unit_t = unit_type<operand_t>;
+  static constexpr int64_t lanes = kLanes<acc_t>;
+
+  PaddedTile(int64_t rows, int64_t columns, int64_t phases, int64_t pair_step)
+      : rows_(rows),
+        columns_(columns),
+        phases_(phases),
+        run_((columns + phases - 1) / phases),
+        pair_step_(kUnitDepth<operand_t> == 2 ? pair_step : 0),
+        units_(rows * phases * run_ * lanes),
+        natural_((columns + pair_step_) * lanes),
+        few_(columns * lanes) {}
+
+  // In units.
+  int64_t row_step() const { return phases_ * run_ * lanes; }
+  int64_t offset(int64_t column) const { return (column % phases_ * run_ + column / phases_) * lanes; }
+  const unit_t* row(int64_t index) const { return units_.get() + index * row_step(); }
+
+  // Fills the first `rows` rows from (first_row, first_column) of a plane on, zeros outside of it. The plane is a map
+  // with spread - 1 zeros between its elements.
+  void fill(const Map<const scalar_t>& map, Extent size, Extent spread, int64_t image, int64_t channel,
+            int64_t channels, int64_t first_row, int64_t first_column, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) {
+      unit_t* const to = units_.get() + r * row_step();
+      const int64_t row = first_row + r;
+      const bool empty = row < 0 || row % spread.h != 0 || row / spread.h >= size.h;
+      if (empty) {
+        std::fill_n(to, row_step(), unit_t(0));
+        continue;
+      }
+      const scalar_t* const from = map.pixel(image, channel, row / spread.h, 0);
+      if constexpr (std::is_same_v<unit_t, acc_t>) {
+        if (phases_ == 1) {
+          fill_row(map, from, size.w, spread.w, channels, first_column, to);
+          continue;
+        }
+      }
+      fill_row(map, from, size.w, spread.w, channels, first_column, natural_.get());
+      place(to);
+    }
+  }
+
+ private:
+  // One row of the plane, `columns_` pixels of it, in their natural order.
+  void fill_row(const Map<const scalar_t>& map, const scalar_t* from, int64_t width, int64_t spread, int64_t channels,
+                int64_t first, acc_t* to) {
+    const auto up = [&](int64_t column) { return column <= 0 ? 0 : (column + spread - 1) / spread; };
+    const int64_t begin = std::min(up(first), width), end = std::clamp(up(first + columns_), begin, width);
+    if (begin == end) {
+      std::fill_n(to, columns_ * lanes, acc_t(0));
+    } else if (spread == 1) {
+      std::fill_n(to, (begin - first) * lanes, acc_t(0));
+      load_pixels(map, from + begin * map.column_step, channels, end - begin, to + (begin - first) * lanes);
+      std::fill(to + (end - first) * lanes, to + columns_ * lanes, acc_t(0));
+    } else {
+      load_pixels(map, from + begin * map.column_step, channels, end - begin, few_.get());
+      std::fill_n(to, columns_ * lanes, acc_t(0));
+      for (int64_t i = begin; i < end; ++i) {
+        store(to + (i * spread - first) * lanes, load(few_.get() + (i - begin) * lanes));
+      }
+    }
+  }
+
+  // The natural row as units, in runs.
+  void place(unit_t* to) {
+    acc_t* const natural = natural_.get();
+    std::fill_n(natural + columns_ * lanes, pair_step_ * lanes, acc_t(0));
+    for (int64_t q = 0; q < columns_; ++q) {
+      const Vector<acc_t> pixel = load(natural + q * lanes);
+      if constexpr (kUnitDepth<operand_t> == 2) {
+        store(to + offset(q), round_to_units<operand_t>(pixel, load(natural + (q + pair_step_) * lanes)));
+      } else {
+        store(to + offset(q), pixel);
+      }
+    }
+  }
+
+  int64_t rows_, columns_, phases_, run_, pair_step_;
+  Scratch<unit_t> units_;
+  Scratch<acc_t> natural_, few_;
+};
+
+// The kernels of a block of channels, as units: (KH, taps, lanes), where a unit of two elements is two taps of a row.
+// Of an odd number of taps the last unit repeats a pixel with weight zero, so that no pixel outside the kernel counts.
+template <typename scalar_t, typename operand_t>
+class KernelBlock {
+ public:
+  using acc_t = acc_type<scalar_t>;
+  using unit_t = unit_type<operand_t>;
+  static constexpr int64_t lanes = kLanes<acc_t>;
+
+  explicit KernelBlock(const Correlation<scalar_t>& c)
+      : c_(c), taps_(units<operand_t>(c.kernel.w)), units_(c.kernel.h * taps_ * lanes), natural_(2 * lanes) {}
+
+  int64_t taps() const { return taps_; }
+  // The column of the kernel where a unit begins.
+  int64_t column(int64_t tap) const {
+    return std::min(tap * kUnitDepth<operand_t>, c_.kernel.w - kUnitDepth<operand_t>);
+  }
+  const unit_t* row(int64_t index) const { return units_.get() + index * taps_ * lanes; }
+
+  void fill(int64_t channel, int64_t channels) {
+    unit_t* to = units_.get();
+    for (int64_t kh = 0; kh < c_.kernel.h; ++kh) {
+      for (int64_t tap = 0; tap < taps_; ++tap, to += lanes) {
+        const int64_t kw = column(tap);
+        const Vector<acc_t> first = weights(channel, channels, kh, kw);
+        if constexpr (kUnitDepth<operand_t> == 2) {
+          const bool repeated = kw < tap * 2;
+          store(to,
+                round_to_units<operand_t>(repeated ? Vector<acc_t>{} : first, weights(channel, channels, kh, kw + 1)));
+        } else {
+          store(to, first);
+        }
+      }
+    }
+  }
+
+ private:
+  Vector<acc_t> weights(int64_t channel, int64_t channels, int64_t kh, int64_t kw) {
+    const int64_t taps = c_.kernel.h * c_.kernel.w, tap = kh * c_.kernel.w + kw;
+    const scalar_t* const from = c_.weight + channel * taps + (c_.flipped ? taps - 1 - tap : tap);
+    acc_t* const to = natural_.get();
+    for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<acc_t>(from[c * taps]);
+    std::fill(to + channels, to + lanes, acc_t(0));
+    return load(to);
+  }
+
+  const Correlation<scalar_t>& c_;
+  int64_t taps_;
+  Scratch<unit_t> units_;
+  Scratch<acc_t> natural_;
+};
+
+// Adds one row of inputs, under one row of the kernel for the upper row of outputs and under the one above it for the
+// lower row of outputs.
+template <typename operand_t, bool kUpper, bool kLower, int kRows, int kPixels>
+__attribute__((always_inline)) inline void add_row(Vector<acc_type<operand_t>> (&acc)[kRows][kPixels],
+                                                   const unit_type<operand_t>* x, const int64_t* offsets, int64_t taps,
+                                                   const unit_type<operand_t>* weight) {
+  constexpr int64_t lanes = kLanes<acc_type<operand_t>>;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const unit_type<operand_t>* const in = x + offsets[tap];
+    UnitVector<operand_t> upper, lower;
+    if constexpr (kUpper) upper = load(weight + tap * lanes);
+    if constexpr (kLower) lower = load(weight + (tap - taps) * lanes);
+    for (int p = 0; p < kPixels; ++p) {
+      const UnitVector<operand_t> pixel = load(in + p * lanes);
+      if constexpr (kUpper) acc[0][p] = multiply_add<operand_t>(acc[0][p], pixel, upper);
+      if constexpr (kLower) acc[kRows - 1][p] = multiply_add<operand_t>(acc[kRows - 1][p], pixel, lower);
+    }
+  }
+}
+
+// kPixels outputs of kRows rows under some rows of the kernel, added to `out` if `accumulate`. offsets: where the first
+// output finds its inputs, for each tap of a row.
+template <typename operand_t, int kRows, int kPixels>
+void convolve_block(const unit_type<operand_t>* x, int64_t x_row, const int64_t* offsets, int64_t taps,
+                    const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, acc_type<operand_t>* out,
+                    int64_t out_row) {
+  using acc_t = acc_type<operand_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  Vector<acc_t> acc[kRows][kPixels];
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPixels; ++p) acc[r][p] = Vector<acc_t>{};
+  }
+  // Two rows of outputs share the inputs of all but the first and the last of the rows that they read.
+  add_row<operand_t, true, false>(acc, x, offsets, taps, weight);
+  for (int64_t row = 1; row < kernel_rows; ++row) {
+    add_row<operand_t, true, kRows == 2>(acc, x + row * x_row, offsets, taps, weight + row * taps * lanes);
+  }
+  if constexpr (kRows == 2) {
+    add_row<operand_t, false, true>(acc, x + kernel_rows * x_row, offsets, taps, weight + kernel_rows * taps * lanes);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPixels; ++p) {
+      acc_t* const to = out + r * out_row + p * lanes;
+      store(to, accumulate ? load(to) + acc[r][p] : acc[r][p]);
+    }
+  }
+}
+
+template <typename operand_t, int kRows, int... kIndex>
+auto convolve_block_of(int64_t pixels, std::integer_sequence<int, kIndex...>) {
+  using Block = decltype(&convolve_block<operand_t, kRows, 1>);
+  static constexpr Block kAll[] = {&convolve_block<operand_t, kRows, kIndex + 1>...};
+  return kAll[pixels - 1];
+}
+
+constexpr auto kAllBlocks = std::make_integer_sequence<int, kBlockPixels>{};
+
+// Calls f(first, size) for blocks of at most kBlockPixels, as even as they can be.
+template <typename F>
+void for_blocks(int64_t size, const F& f) {
+  const int64_t blocks = (size + kBlockPixels - 1) / kBlockPixels;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = block * size / blocks;
+    f(first, (block + 1) * size / blocks - first);
+  }
+}
+
+// The outputs of one tile, as accumulators.
+template <typename scalar_t, typename operand_t>
+class LaneConvolution {
+ public:
+  using acc_t = acc_type<scalar_t>;
+  static constexpr int64_t lanes = kLanes<acc_t>;
+
+  explicit LaneConvolution(const Correlation<scalar_t>& c)
+      : c_(c),
+        kernels_(c),
+        x_(input_size(c.tile.h, c.stride.h, c.kernel.h, c.dilation.h),
+           input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), c.stride.w, c.dilation.w),
+        offsets_(kernels_.taps()) {
+    for (int64_t tap = 0; tap < kernels_.taps(); ++tap) {
+      offsets_.get()[tap] = x_.offset(kernels_.column(tap) * c.dilation.w);
+    }
+  }
+
+  void set_channels(int64_t channel, int64_t channels) { kernels_.fill(channel, channels); }
+
+  // out: (rows, columns, lanes)
+  void run(const TileOfMap& tile, acc_t* out) {
+    const int64_t in_rows = input_size(tile.rows, c_.stride.h, c_.kernel.h, c_.dilation.h);
+    x_.fill(c_.x, c_.in, c_.spread, tile.image, tile.channel, tile.channels, tile.row * c_.stride.h - c_.offset.h,
+            tile.column * c_.stride.w - c_.offset.w, in_rows);
+    const int64_t rows_of_sum = std::max<int64_t>(1, kLongestSum / kernels_.taps());
+    const int64_t parts = (c_.kernel.h + rows_of_sum - 1) / rows_of_sum;
+    const bool two = c_.stride.h == 1 && c_.dilation.h == 1;
+    for (int64_t row = 0; row < tile.rows;) {
+      const int64_t rows = two && row + 1 < tile.rows ? 2 : 1;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t kh = part * c_.kernel.h / parts, end = (part + 1) * c_.kernel.h / parts;
+        const auto* const x = x_.row(row * c_.stride.h + kh * c_.dilation.h);
+        for_blocks(tile.columns, [&](int64_t column, int64_t pixels) {
+          const auto block = rows == 2 ? convolve_block_of<operand_t, 2>(pixels, kAllBlocks)
+                                       : convolve_block_of<operand_t, 1>(pixels, kAllBlocks);
+          block(x + column * lanes, c_.dilation.h * x_.row_step(), offsets_.get(), kernels_.taps(), kernels_.row(kh),
+                end - kh, part > 0, out + (row * tile.columns + column) * lanes, tile.columns * lanes);
+        });
+      }
+      row += rows;
+    }
+  }
+
+ private:
+  const Correlation<scalar_t>& c_;
+  KernelBlock<scalar_t, operand_t> kernels_;
+  PaddedTile<scalar_t, operand_t> x_;
+  Scratch<int64_t> offsets_;
+};
+
+// y = residual + scale * v + shift for the accumulators of one tile.
+template <typename scalar_t>
+void store_tile(const TileOfMap& tile, acc_type<scalar_t>* values, const acc_type<scalar_t>* scale,
+                const acc_type<scalar_t>* shift, const Map<const scalar_t>& residual, const Map<scalar_t>& y,
+                acc_type<scalar_t>* room) {
+  using acc_t = acc_type<scalar_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  const Vector<acc_t> factor = load(scale + tile.channel), summand = load(shift + tile.channel);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    acc_t* const row = values + r * tile.columns * lanes;
+    if (residual.data != nullptr) {
+      const auto* const from = residual.pixel(tile.image, tile.channel, tile.row + r, tile.column);
+      load_pixels(residual, from, tile.channels, tile.columns, room);
+    }
+    for (int64_t i = 0; i < tile.columns * lanes; i += lanes) {
+      const Vector<acc_t> v = load(row + i) * factor + summand;
+      store(row + i, residual.data == nullptr ? v : load(room + i) + v);
+    }
+    store_pixels(row, tile.channels, tile.columns, y, y.pixel(tile.image, tile.channel, tile.row + r, tile.column));
+  }
+}
+
+// The sum of f(pixel), in short sums of short sums: nearly as exact as one in float64.
+template <typename acc_t, typename F>
+Vector<acc_t> sum_pixels(int64_t pixels, const F& f) {
+  constexpr int64_t kChains = 4, kFew = 16, kMore = 256;
+  Vector<acc_t> total{};
+  for (int64_t p = 0; p < pixels;) {
+    Vector<acc_t> more{};
+    for (const int64_t end = std::min(p + kMore, pixels); p < end;) {
+      Vector<acc_t> chains[kChains] = {};
+      const int64_t few = std::min(p + kFew, end);
+      for (; p + kChains <= few; p += kChains) {
+        for (int64_t c = 0; c < kChains; ++c) chains[c] += f(p + c);
+      }
+      for (; p < few; ++p) chains[0] += f(p);
+      more += (chains[0] + chains[1]) + (chains[2] + chains[3]);
+    }
+    total += more;
+  }
+  return total;
+}
+
+// Mean and sum of squared deviations of a tile, for each lane.
+template <typename acc_t>
+void tile_moments(const acc_t* values, int64_t pixels, acc_t* mean, acc_t* deviations) {
+  const auto value = [&](int64_t p) { return load(values + p * kLanes<acc_t>); };
+  const Vector<acc_t> center = sum_pixels<acc_t>(pixels, value) / acc_t(pixels);
+  const auto square = [&](int64_t p) {
+    const Vector<acc_t> deviation = value(p) - center;
+    return deviation * deviation;
+  };
+  store(mean, center);
+  store(deviations, sum_pixels<acc_t>(pixels, square));
+}
+
+template <typename scalar_t, typename operand_t>
+void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
+                    const Moments<scalar_t>& moments) {
+  using acc_t = acc_type<scalar_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
+  at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
+    LaneConvolution<scalar_t, operand_t> convolution(c);
+    Scratch<acc_t> values(c.tile.h * c.tile.w * lanes), room(c.tile.w * lanes);
+    for (int64_t index = begin; index < end; ++index) {
+      const TileOfMap tile = grid[index];
+      const int64_t pixels = tile.rows * tile.columns;
+      if (index == begin || grid.begins_block(index)) convolution.set_channels(tile.channel, tile.channels);
+      convolution.run(tile, values.get());
+      // Last: a sum that begins with it is rounded at its size.
+      const Vector<acc_t> bias = load(e.bias + tile.channel);
+      for (int64_t p = 0; p < pixels; ++p) store(values.get() + p * lanes, load(values.get() + p * lanes) + bias);
+      const BiasedRows<acc_t> block{values.get(), nullptr, pixels, lanes};
+      if (moments.mean == nullptr) {
+        activate<scalar_t>(e.activation, block);
+        store_tile(tile, values.get(), e.scale, e.shift, e.residual, y, room.get());
+      } else {
+        store_tile(tile, values.get(), e.scale, e.shift, e.residual, y, room.get());
+        activate<scalar_t>(e.activation, block);
+        tile_moments(values.get(), pixels, moments.mean + index * lanes, moments.deviations + index * lanes);
+      }
+    }
+  });
+}
+
+// Parallel over tiles of blocks of channels. moments: of the activation, one pair of vectors a task, or null.
+template <typename scalar_t>
+void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
+                        const Moments<scalar_t>& moments) {
+  using operand_t = operand_type<scalar_t>;
+  // A unit of two taps needs two.
+  if (c.kernel.w < kUnitDepth<operand_t>) return convolve_lanes<scalar_t, acc_type<scalar_t>>(c, e, y, moments);
+  convolve_lanes<scalar_t, operand_t>(c, e, y, moments);
+}
+
+// Adds to kTaps taps of kRows rows of the kernel what some rows of dz give. offsets: where each unit of a row of dz
+// finds the inputs under the first tap. Above the first and below the last row of dz are zeros.
+template <typename operand_t, int kRows, int kTaps>
+void correlate_block(const unit_type<operand_t>* x, int64_t x_row, const unit_type<operand_t>* dz, int64_t dz_row,
+                     const int64_t* offsets, int64_t pixels, int64_t rows, acc_type<operand_t>* out, int64_t out_row) {
+  using acc_t = acc_type<operand_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  const int64_t rows_of_sum = std::max<int64_t>(1, kLongestSum / 2 / pixels);
+  // The lower row of taps sees the inputs one row later.
+  for (int64_t row = 0; row < rows + kRows - 1;) {
+    const int64_t end = std::min(row + rows_of_sum, rows + kRows - 1);
+    Vector<acc_t> acc[kRows][kTaps];
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTaps; ++t) acc[r][t] = Vector<acc_t>{};
+    }
+    for (; row < end; ++row) {
+      for (int64_t i = 0; i < pixels; ++i) {
+        const auto* const in = x + row * x_row + offsets[i];
+        UnitVector<operand_t> d[kRows];
+        for (int r = 0; r < kRows; ++r) d[r] = load(dz + (row - r) * dz_row + i * lanes);
+        for (int t = 0; t < kTaps; ++t) {
+          const UnitVector<operand_t> pixel = load(in + t * lanes);
+          for (int r = 0; r < kRows; ++r) acc[r][t] = multiply_add<operand_t>(acc[r][t], d[r], pixel);
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTaps; ++t) {
+        acc_t* const to = out + r * out_row + t * lanes;
+        store(to, load(to) + acc[r][t]);
+      }
+    }
+  }
+}
+
+template <typename operand_t, int kRows, int... kIndex>
+auto correlate_block_of(int64_t taps, std::integer_sequence<int, kIndex...>) {
+  using Block = decltype(&correlate_block<operand_t, kRows, 1>);
+  static constexpr Block kAll[] = {&correlate_block<operand_t, kRows, kIndex + 1>...};
+  return kAll[taps - 1];
+}
+
+// dweight and dbias of a block of channels from the tiles [begin, end) of its images, as accumulators (KH, KW, lanes)
+// and (lanes).
+template <typename scalar_t, typename operand_t>
+class LaneCorrelation {
+ public:
+  using acc_t = acc_type<scalar_t>;
+  static constexpr int64_t lanes = kLanes<acc_t>;
+
+  explicit LaneCorrelation(const Correlation<scalar_t>& c, const Map<const scalar_t>& dz)
+      : c_(c),
+        dz_map_(dz),
+        pixels_(units<operand_t>(c.tile.w)),
+        x_(input_size(c.tile.h, c.stride.h, c.kernel.h, c.dilation.h),
+           input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), c.dilation.w, c.stride.w),
+        dz_((c.tile.h + 2) * pixels_ * lanes),
+        natural_(kUnitDepth<operand_t> * pixels_ * lanes),
+        offsets_(pixels_) {
+    for (int64_t i = 0; i < pixels_; ++i) offsets_.get()[i] = x_.offset(i * kUnitDepth<operand_t> * c.stride.w);
+  }
+
+  void add(const TileOfMap& tile, acc_t* dweight, acc_t* dbias) {
+    const int64_t in_rows = input_size(tile.rows, c_.stride.h, c_.kernel.h, c_.dilation.h);
+    x_.fill(c_.x, c_.in, c_.spread, tile.image, tile.channel, tile.channels, tile.row * c_.stride.h - c_.offset.h,
+            tile.column * c_.stride.w - c_.offset.w, in_rows);
+    fill_dz(tile, dbias);
+    const int64_t dz_row = pixels_ * lanes, x_row = c_.stride.h * x_.row_step();
+    const bool two = c_.stride.h == 1 && c_.dilation.h == 1;
+    for (int64_t kh = 0; kh < c_.kernel.h;) {
+      const int64_t rows = two && kh + 1 < c_.kernel.h ? 2 : 1;
+      for_blocks(c_.kernel.w, [&](int64_t kw, int64_t taps) {
+        const auto block = rows == 2 ? correlate_block_of<operand_t, 2>(taps, kAllBlocks)
+                                     : correlate_block_of<operand_t, 1>(taps, kAllBlocks);
+        block(x_.row(kh * c_.dilation.h) + kw * lanes, x_row, dz_.get() + dz_row, dz_row, offsets_.get(),
+              units<operand_t>(tile.columns), tile.rows, dweight + (kh * c_.kernel.w + kw) * lanes,
+              c_.kernel.w * lanes);
+      });
+      kh += rows;
+    }
+  }
+
+ private:
+  void fill_dz(const TileOfMap& tile, acc_t* dbias) {
+    const int64_t dz_row = pixels_ * lanes;
+    auto* const units = dz_.get();
+    std::fill_n(units, dz_row, unit_type<operand_t>(0));
+    std::fill_n(units + (tile.rows + 1) * dz_row, dz_row, unit_type<operand_t>(0));
+    acc_t* const natural = natural_.get();
+    Vector<acc_t> total{};
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      load_pixels(dz_map_, dz_map_.pixel(tile.image, tile.channel, tile.row + r, tile.column), tile.channels,
+                  tile.columns, natural);
+      std::fill(natural + tile.columns * lanes, natural + kUnitDepth<operand_t> * dz_row, acc_t(0));
+      Vector<acc_t> sum{};
+      for (int64_t i = 0; i < tile.columns; ++i) sum += load(natural + i * lanes);
+      total += sum;
+      for (int64_t i = 0; i < pixels_; ++i) {
+        auto* const to = units + (r + 1) * dz_row + i * lanes;
+        if constexpr (kUnitDepth<operand_t> == 2) {
+          store(to, round_to_units<operand_t>(load(natural + 2 * i * lanes), load(natural + (2 * i + 1) * lanes)));
+        } else {
+          store(to, load(natural + i * lanes));
+        }
+      }
+    }
+    store(dbias, load(dbias) + total);
+  }
+
+  const Correlation<scalar_t>& c_;
+  const Map<const scalar_t>& dz_map_;
+  int64_t pixels_;
+  PaddedTile<scalar_t, operand_t> x_;
+  Scratch<unit_type<operand_t>> dz_;
+  Scratch<acc_t> natural_;
+  Scratch<int64_t> offsets_;
+};
+
+// Parallel over blocks of channels and, where those are few, over parts of their tiles, which are then added in order.
+template <typename scalar_t>
+void depthwise_weight_gradient(const Correlation<scalar_t>& c, const Map<const scalar_t>& dz, scalar_t* dweight,
+                               scalar_t* dbias) {
+  using acc_t = acc_type<scalar_t>;
+  using operand_t = operand_type<scalar_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
+  const int64_t taps = c.kernel.h * c.kernel.w, size = (taps + 1) * lanes;
+  const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / grid.blocks(), 1, grid.tasks_of_block());
+  Scratch<acc_t> sums(grid.blocks() * parts * size);
+  at::parallel_for(0, grid.blocks() * parts, 1, [&](int64_t begin, int64_t end) {
+    LaneCorrelation<scalar_t, operand_t> correlation(c, dz);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t block = index / parts, part = index % parts, tasks = grid.tasks_of_block();
+      acc_t* const to = sums.get() + index * size;
+      std::fill_n(to, size, acc_t(0));
+      for (int64_t task = part * tasks / parts; task < (part + 1) * tasks / parts; ++task) {
+        correlation.add(grid[block * tasks + task], to, to + taps * lanes);
+      }
+    }
+  });
+  at::parallel_for(0, grid.blocks(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      acc_t* const total = sums.get() + block * parts * size;
+      for (int64_t part = 1; part < parts; ++part) {
+        for (int64_t i = 0; i < size; ++i) total[i] += total[part * size + i];
+      }
+      const int64_t channel = block * lanes, channels = std::min(lanes, c.channels - channel);
+      for (int64_t lane = 0; lane < channels; ++lane) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          dweight[(channel + lane) * taps + tap] = static_cast<scalar_t>(total[tap * lanes + lane]);
+        }
+        dbias[channel + lane] = static_cast<scalar_t>(total[taps * lanes + lane]);
+      }
+    }
+  });
+}
