@@ -741,7 +741,8 @@ def test_layer_in_low_precision(device, backend, dtype, training):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_in_evaluation_the_depthwise_half_is_rounded_once(device, backend, dtype):
     _, fused = (layer.eval().to(dtype) for layer in make_layers(backend, device))
-    fused[1:] = [nn.Identity() for _ in range(3)]
+    for index in (1, 2, 3):
+        fused[index] = nn.Identity()
     exact = copy.deepcopy(fused).double()
     x = torch.randn(3, 6, 13, 14, device=device, dtype=dtype)
     with torch.no_grad():
