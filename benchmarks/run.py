@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import (
     bench_affine_token_linear,
+    bench_depthwise_conv2d,
     bench_models,
     bench_spatial_shift,
     bench_token_mixing,
@@ -30,7 +31,13 @@ from benchmarks import (
 from benchmarks.contest import Group, kernels
 from mixer_kernels.ops._registry import load_ops
 
-SUITES = (bench_spatial_shift, bench_token_mixing, bench_affine_token_linear, bench_models)
+SUITES = (
+    bench_spatial_shift,
+    bench_token_mixing,
+    bench_affine_token_linear,
+    bench_depthwise_conv2d,
+    bench_models,
+)
 
 # Seconds of timing a group.
 SECONDS = {shapes.QUICK: {"op": 1.5, "model": 10.0}, shapes.FULL: {"op": 5.0, "model": 30.0}}

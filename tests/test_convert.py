@@ -28,16 +28,6 @@ FAMILIES = {
 BLOCKS = {"mixer": "MixerBlock", "resmlp": "ResMLPBlock", "convmixer": "ConvMixerLayer", "s2mlpv2": "S2Block"}
 
 
-@pytest.fixture
-def all_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every block without a fused form yet a stand-in, so that each has one."""
-    for name in BLOCKS.values():
-        plain = getattr(reference, name)
-        if getattr(fused_layers, name) is plain:
-            members = {"__module__": "mixer_kernels.nn.stand_in", "depthwise_class": fused_layers.DepthwiseConv2d}
-            monkeypatch.setattr(fused_layers, name, type(name, (plain,), members))
-
-
 @torch.no_grad()
 def randomise(model: nn.Module) -> nn.Module:
     """Draw everything anew: what starts as the identity would hide a mistake."""
@@ -79,7 +69,6 @@ SOURCES = [(plain_model, name) for name in FAMILIES] + [
 ]
 
 
-@pytest.mark.usefixtures("all_fused")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("source", "name"), SOURCES)
 def test_accelerate_keeps_everything_but_the_layers(source: Callable, name: str, training: bool) -> None:
@@ -114,7 +103,6 @@ def test_accelerate_keeps_everything_but_the_layers(source: Callable, name: str,
     assert set(reasons(model)) <= {"already fused", "no fused layer yet"}
 
 
-@pytest.mark.usefixtures("all_fused")
 @pytest.mark.parametrize(("source", "name"), SOURCES)
 def test_accelerated_models_train_alike(source: Callable, name: str) -> None:
     model, x = source(name), image(name)
@@ -152,7 +140,6 @@ def test_report_of_what_there_is() -> None:
     assert str(mixer_kernels.accelerate(nn.Linear(2, 2)).report) == "replaced 0 of 0 layers"
 
 
-@pytest.mark.usefixtures("all_fused")
 def test_the_model_may_be_a_layer_itself() -> None:
     layer = mixer_kernels.accelerate(reference.S2Block(8))
     assert type(layer) is fused_layers.S2Block
@@ -166,7 +153,6 @@ def test_the_model_may_be_a_layer_itself() -> None:
     torch.testing.assert_close(new(x), block(x))
 
 
-@pytest.mark.usefixtures("all_fused")
 def test_a_layer_that_a_model_holds_twice_stays_one() -> None:
     block = timm_model("mixer_s16_224").blocks[0]
     model = mixer_kernels.accelerate(nn.ModuleList([block, nn.Sequential(block)]))
@@ -202,7 +188,6 @@ def patched(layer: Any) -> Any:
     return layer
 
 
-@pytest.mark.usefixtures("all_fused")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -224,7 +209,6 @@ def test_reference_layers_that_are_left(change: Callable[[Any], Any], reason: st
     assert re.match(reason, layer.report[0].reason)
 
 
-@pytest.mark.usefixtures("all_fused")
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [
@@ -254,7 +238,6 @@ def test_timm_layers_that_are_left(name: str, change: Callable[[Any], Any], reas
     assert reason in block.report[0].reason
 
 
-@pytest.mark.usefixtures("all_fused")
 def test_stochastic_depth_and_other_layers_of_timm_are_left() -> None:
     model = mixer_kernels.accelerate(timm_model("mixer_s16_224", drop_path_rate=0.1).eval())
     assert reasons(model) == ["drop_path drops with probability 0.1"] * 2
@@ -264,7 +247,6 @@ def test_stochastic_depth_and_other_layers_of_timm_are_left() -> None:
     assert reasons(model) == ["mlp_tokens is a timm.layers.mlp.GluMlp"] * 2
 
 
-@pytest.mark.usefixtures("all_fused")
 def test_every_width_of_a_timm_block_survives_its_ratio() -> None:
     for hidden in (1, 2, 3, 49, 98):  # 1 / 49 * 49 < 1
         block = timm_model("mixer_s16_224", embed_dim=49, mlp_ratio=((hidden + 0.5) / 49, 1)).blocks[0]

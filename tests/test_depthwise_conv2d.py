@@ -697,6 +697,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "no_momentum": lambda layer: set_norm(layer, momentum=None),
     "momentum": lambda layer: set_norm(layer, momentum=0.3, eps=0.1),
     "untracked": lambda layer: set_norm(layer, track_running_stats=False),
+    "untracked_later": lambda layer: setattr(layer[0].fn[2], "track_running_stats", False),
     "untracked_eval": lambda layer: (set_norm(layer, track_running_stats=False), layer.eval()),
     "not_affine": lambda layer: set_norm(layer, affine=False),
     "not_affine_eval": lambda layer: (set_norm(layer, affine=False), layer.eval()),
@@ -720,7 +721,7 @@ def test_layer_is_the_reference_layer(monkeypatch, activation, change):
             x = x.contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(layer_results(fused, x), layer_results(plain, x))
         torch.testing.assert_close(fused.state_dict(), plain.state_dict())
-    assert ("untracked" in change) == (fused[0].fn[2].num_batches_tracked is None)
+    assert (change in ("untracked", "untracked_eval")) == (fused[0].fn[2].num_batches_tracked is None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -735,6 +736,18 @@ def test_layer_in_low_precision(device, backend, dtype, training):
     for key, value in exact.state_dict().items():
         torch.testing.assert_close(fused.state_dict()[key].double(), value.double(), rtol=2e-2, atol=2e-2)
         assert fused.state_dict()[key].dtype == plain.state_dict()[key].dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_in_evaluation_the_depthwise_half_is_rounded_once(device, backend, dtype):
+    _, fused = (layer.eval().to(dtype) for layer in make_layers(backend, device))
+    for index in (1, 2, 3):
+        fused[index] = nn.Identity()
+    exact = copy.deepcopy(fused).double()
+    x = torch.randn(3, 6, 13, 14, device=device, dtype=dtype)
+    with torch.no_grad():
+        y, expected = fused(x), exact(x.double())
+    assert ((y - expected).abs() <= expected.abs() * torch.finfo(dtype).eps / 1.9 + 1e-5).all()
 
 
 @pytest.mark.parametrize("training", [False, True])

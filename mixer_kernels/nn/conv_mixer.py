@@ -128,7 +128,7 @@ def _activation_name(act: nn.Module) -> str | None:
 
 def _update_running_statistics(norm: Any, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
     """Do to the buffers of a BatchNorm what its own forward does; ``mean`` and ``var`` are of ``count`` numbers."""
-    if not norm.training or not norm.track_running_stats or norm.running_mean is None:
+    if not norm.track_running_stats or norm.running_mean is None:
         return
     norm.num_batches_tracked.add_(1)
     # Without a momentum every batch weighs the same.

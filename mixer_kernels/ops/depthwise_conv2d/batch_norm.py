@@ -44,7 +44,6 @@ class DepthwiseConvBatchNormFunction(torch.autograd.Function):
         )
         ctx.save_for_backward(x, weight, norm_weight, z, mean, rstd)
         ctx.geometry, ctx.activation, ctx.backend = geometry, activation, backend
-        ctx.norm_bias_dtype = None if norm_bias is None else norm_bias.dtype
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
@@ -54,26 +53,25 @@ class DepthwiseConvBatchNormFunction(torch.autograd.Function):
         """Return the gradients of ``x`` and the parameters."""
         x, weight, norm_weight, z, mean, rstd = ctx.saved_tensors
         kernels = IMPLEMENTATIONS[ctx.backend]
-        wants_x, wants_weight, wants_bias, wants_norm_weight, wants_norm_bias = ctx.needs_input_grad[:5]
+        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         dx = dweight = dbias = None
-        sum_dy, sum_dy_centered = kernels.epilogue_sums(dy, z, mean, ctx.activation)
-        dgamma = sum_dy_centered * rstd
+        dnorm_bias, sum_dy_centered = kernels.epilogue_sums(dy, z, mean, ctx.activation)
+        dnorm_weight = sum_dy_centered * rstd
         if wants_x or wants_weight or wants_bias:
             # With a = act(z) and n = (a - mean) * rstd of N numbers a channel, the gradient of a is
             # gamma * rstd * (dy - sum(dy) / N - n * sum(dy * n) / N), linear in dy and a.
             c0 = rstd if norm_weight is None else rstd * norm_weight
             count = z.shape[0] * z.shape[2] * z.shape[3]
-            c1 = -c0 * rstd * dgamma / count
-            c2 = -c0 * sum_dy / count - c1 * mean
+            c1 = -c0 * rstd * dnorm_weight / count
+            c2 = -c0 * dnorm_bias / count - c1 * mean
             dz = kernels.epilogue_backward(dy, z, c0, c1, c2, ctx.activation)
             if wants_x:
                 dx = kernels.backward_input(dz, weight, dy, *x.shape[2:], *ctx.geometry)
             if wants_weight or wants_bias:
                 dweight, dbias = kernels.backward_weight(dz, x, weight.shape[2:], *ctx.geometry)
-        dnorm_weight = dgamma.to(norm_weight.dtype) if wants_norm_weight else None
-        dnorm_bias = sum_dy.to(ctx.norm_bias_dtype) if wants_norm_bias else None
-        gradients = (dx, dweight if wants_weight else None, dbias if wants_bias else None, dnorm_weight, dnorm_bias)
-        return *gradients, None, None, None, None
+        gradients = (dx, dweight, dbias, dnorm_weight, dnorm_bias)
+        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+        return *(gradient if wants else None for gradient, wants in wanted), None, None, None, None
 
 
 def depthwise_conv2d_batch_norm(

@@ -49,7 +49,6 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         kernels = IMPLEMENTATIONS[backend]
         ctx.geometry, ctx.activation, ctx.backend = geometry, activation, backend
         ctx.residual_is_x = residual_is_x
-        ctx.shift_dtype = None if shift is None else shift.dtype
         residual = x if residual_is_x else residual
         if activation == 0 and scale is None:
             ctx.save_for_backward(x, weight, None, None)
@@ -64,13 +63,11 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         """Return the gradients of ``x``, the parameters and ``residual``."""
         x, weight, scale, z = ctx.saved_tensors
         kernels = IMPLEMENTATIONS[ctx.backend]
-        wants_x, wants_weight, wants_bias, wants_scale, wants_shift, wants_residual = ctx.needs_input_grad[:6]
+        wants_x, wants_weight, wants_bias, wants_scale, wants_shift, *_ = ctx.needs_input_grad
         dx = dweight = dbias = dscale = dshift = None
         if wants_scale or wants_shift:
             # Without z there is no scale, and only the first sum is asked for.
-            sum_dy, sum_dy_act = kernels.epilogue_sums(dy, dy if z is None else z, None, ctx.activation)
-            dscale = sum_dy_act.to(scale.dtype) if wants_scale else None
-            dshift = sum_dy.to(ctx.shift_dtype) if wants_shift else None
+            dshift, dscale = kernels.epilogue_sums(dy, dy if z is None else z, None, ctx.activation)
         if wants_x or wants_weight or wants_bias:
             dz = dy
             if z is not None:
@@ -81,9 +78,9 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
                 dx = kernels.backward_input(dz, weight, residual, *x.shape[2:], *ctx.geometry)
             if wants_weight or wants_bias:
                 dweight, dbias = kernels.backward_weight(dz, x, weight.shape[2:], *ctx.geometry)
-        dresidual = dy if wants_residual else None
-        gradients = (dx, dweight if wants_weight else None, dbias if wants_bias else None, dscale, dshift, dresidual)
-        return *gradients, None, None, None, None
+        gradients = (dx, dweight, dbias, dscale, dshift, dy)
+        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+        return *(gradient if wants else None for gradient, wants in wanted), None, None, None, None
 
 
 def depthwise_conv2d(
