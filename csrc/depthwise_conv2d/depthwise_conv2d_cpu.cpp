@@ -45,9 +45,8 @@ struct Epilogue {
 };
 
 // Means and sums of squared deviations, a vector of each for every task, or null.
-template <typename scalar_t>
 struct Moments {
-  acc_of<scalar_t>*mean, *deviations;
+  double *mean, *deviations;
 };
 
 // How many inputs some outputs reach over.
@@ -73,7 +72,7 @@ Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* w
 
 template <typename scalar_t>
 void convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const at::Tensor& y,
-              const Moments<scalar_t>& moments = {}) {
+              const Moments& moments = {}) {
   select_isa(&baseline::depthwise_convolve<scalar_t>, &avx2::depthwise_convolve<scalar_t>,
              &avx512::depthwise_convolve<scalar_t>,
              &avx512_bf16::depthwise_convolve<scalar_t>)(c, e, Map<scalar_t>(y), moments);
@@ -110,7 +109,7 @@ struct CpuKernels : CpuEpilogue {
       const int64_t lanes = select_isa(&baseline::lanes_of<scalar_t>, &avx2::lanes_of<scalar_t>,
                                        &avx512::lanes_of<scalar_t>, &avx512_bf16::lanes_of<scalar_t>)();
       const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
-      const Scratch<acc_t> means(grid.tasks() * lanes), deviations(grid.tasks() * lanes);
+      const Scratch<double> means(grid.tasks() * lanes), deviations(grid.tasks() * lanes);
       convolve(c, Epilogue<scalar_t>{biases.get(), ones.get(), zeros.get(), {}, static_cast<Activation>(activation)}, z,
                {means.get(), deviations.get()});
       merge_moments(grid, lanes, means.get(), deviations.get(), mean.mutable_data_ptr<acc_t>(),
@@ -160,7 +159,7 @@ struct CpuKernels : CpuEpilogue {
  private:
   // Of all tiles of a channel, one after another (Chan, Golub and LeVeque): no difference of large numbers.
   template <typename acc_t>
-  static void merge_moments(const TileGrid& grid, int64_t lanes, const acc_t* means, const acc_t* deviations,
+  static void merge_moments(const TileGrid& grid, int64_t lanes, const double* means, const double* deviations,
                             acc_t* mean, acc_t* var) {
     for (int64_t channel = 0; channel < grid.channels(); ++channel) {
       const int64_t block = channel / lanes, lane = channel % lanes;

@@ -359,43 +359,36 @@ void store_tile(const TileOfMap& tile, acc_type<scalar_t>* values, const acc_typ
   }
 }
 
-// The sum of f(pixel), in short sums of short sums: nearly as exact as one in float64.
+// sums[lane] = the sum of f(pixel): short sums in the accumulator's type, the rest in float64.
 template <typename acc_t, typename F>
-Vector<acc_t> sum_pixels(int64_t pixels, const F& f) {
-  constexpr int64_t kChains = 4, kFew = 16, kMore = 256;
-  Vector<acc_t> total{};
-  for (int64_t p = 0; p < pixels;) {
-    Vector<acc_t> more{};
-    for (const int64_t end = std::min(p + kMore, pixels); p < end;) {
-      Vector<acc_t> chains[kChains] = {};
-      const int64_t few = std::min(p + kFew, end);
-      for (; p + kChains <= few; p += kChains) {
-        for (int64_t c = 0; c < kChains; ++c) chains[c] += f(p + c);
-      }
-      for (; p < few; ++p) chains[0] += f(p);
-      more += (chains[0] + chains[1]) + (chains[2] + chains[3]);
-    }
-    total += more;
+void sum_pixels(int64_t pixels, const F& f, double* sums) {
+  constexpr int64_t lanes = kLanes<acc_t>, kFew = 16;
+  std::fill_n(sums, lanes, 0.0);
+  for (int64_t first = 0; first < pixels; first += kFew) {
+    Vector<acc_t> few{};
+    for (int64_t p = first; p < std::min(first + kFew, pixels); ++p) few += f(p);
+    for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += few[lane];
   }
-  return total;
 }
 
 // Mean and sum of squared deviations of a tile, for each lane.
 template <typename acc_t>
-void tile_moments(const acc_t* values, int64_t pixels, acc_t* mean, acc_t* deviations) {
-  const auto value = [&](int64_t p) { return load(values + p * kLanes<acc_t>); };
-  const Vector<acc_t> center = sum_pixels<acc_t>(pixels, value) / acc_t(pixels);
-  const auto square = [&](int64_t p) {
-    const Vector<acc_t> deviation = value(p) - center;
-    return deviation * deviation;
-  };
-  store(mean, center);
-  store(deviations, sum_pixels<acc_t>(pixels, square));
+void tile_moments(const acc_t* values, int64_t pixels, double* mean, double* deviations) {
+  constexpr int64_t lanes = kLanes<acc_t>;
+  const auto value = [&](int64_t p) { return load(values + p * lanes); };
+  sum_pixels<acc_t>(pixels, value, mean);
+  Vector<acc_t> center;
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    mean[lane] /= static_cast<double>(pixels);
+    center[lane] = static_cast<acc_t>(mean[lane]);
+  }
+  const auto square = [&](int64_t p) { return (value(p) - center) * (value(p) - center); };
+  sum_pixels<acc_t>(pixels, square, deviations);
 }
 
 template <typename scalar_t, typename operand_t>
 void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
-                    const Moments<scalar_t>& moments) {
+                    const Moments& moments) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
@@ -426,7 +419,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
 // Parallel over tiles of blocks of channels. moments: of the activation, one pair of vectors a task, or null.
 template <typename scalar_t>
 void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
-                        const Moments<scalar_t>& moments) {
+                        const Moments& moments) {
   using operand_t = operand_type<scalar_t>;
   // A unit of two taps needs two.
   if (c.kernel.w < kUnitDepth<operand_t>) return convolve_lanes<scalar_t, acc_type<scalar_t>>(c, e, y, moments);
