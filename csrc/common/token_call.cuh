@@ -90,15 +90,20 @@ class TokenCall {
     return {static_cast<scalar_t*>(data), static_cast<int64_t>(rows) * channels, channels, rows, channels, is_whole};
   }
 
+  // A weight of (rows, depth): whether its rows are made of aligned 16-byte pieces, and the pitch of a copy where not.
+  static bool is_whole(const void* data, int depth) { return is_aligned(data) && depth % kVec == 0; }
+  static int weight_pitch(int depth) { return static_cast<int>(divide_up(depth, kVec) * kVec); }
+  static Operand<scalar_t> weight(const void* data, int rows, int pitch) {
+    return {static_cast<const scalar_t*>(data), 0, pitch, 1, rows, pitch};
+  }
+
   // A weight as an operand of (rows, depth): as it is, or a copy with aligned rows. `transposed`: it is (depth, rows).
   Operand<scalar_t> plan_weight(const void* data, int rows, int depth, bool transposed) {
-    if (is_aligned(data) && depth % kVec == 0 && !transposed) {
-      return {static_cast<const scalar_t*>(data), 0, depth, 1, rows, depth};
-    }
-    const int width = static_cast<int>(divide_up(depth, kVec) * kVec);
+    if (is_whole(data, depth) && !transposed) return weight(data, rows, depth);
+    const int width = weight_pitch(depth);
     auto* copy = workspace.take<scalar_t>(static_cast<int64_t>(rows) * width);
     pack_.add({data, 0, transposed ? 1 : depth, transposed ? rows : 1, copy, 1, rows, depth, width});
-    return {copy, 0, width, 1, rows, width};
+    return weight(copy, rows, width);
   }
 
   // The same for a tensor with any strides.
