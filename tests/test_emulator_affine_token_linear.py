@@ -50,6 +50,8 @@ PROBLEMS = [
     Problem((1, 130, 136), multiprocessors=1),  # two tiles of tokens
     Problem((1, 112, 40)),
     Problem((1, 120, 24)),
+    Problem((1, 90, 24)),
+    Problem((1, 190, 24)),
     Problem((2, 196, 24)),  # the published number of tokens
     Problem((1, 24, 300)),
     Problem((41, 3, 33), multiprocessors=4),  # splits of several images that end within one and beyond the last

@@ -28,14 +28,15 @@ struct RowValues {
 template <typename scalar_t>
 struct AffineEpilogue {
   static constexpr int kInputs = 1;
+  static constexpr bool kKeepsSums = false;
   Folded folded;
 
   template <class Tile, class Next>
   __device__ __forceinline__ void apply(typename Tile::Accumulator& acc, const TilePlace& place,
                                         const TokenOutput<scalar_t>& out, Next&& next) const {
-    const RowValues<Tile> row_sums(folded.row_sums, place.row, out.rows), bias(folded.bias, place.row, out.rows);
     const int channel = place.column + Tile::first_column();
     for_each_part<Tile>(next, [&](int part, const scalar_t* from) {
+      const RowValues<Tile> row_sums(folded.row_sums, place.row, out.rows), bias(folded.bias, place.row, out.rows);
 #pragma unroll
       for (int r = 0; r < Tile::kRuns; ++r) {
         float scale[Tile::kRun], shift[Tile::kRun], layer_scale[Tile::kRun];
@@ -72,6 +73,7 @@ struct AffineTerms {
 template <typename scalar_t>
 struct AffineBackwardEpilogue {
   static constexpr int kInputs = 2;
+  static constexpr bool kKeepsSums = true;
   Folded folded;
   AffineTerms terms;
 
@@ -118,11 +120,11 @@ struct AffineBackwardEpilogue {
   template <class Tile, class Next>
   __device__ __forceinline__ void add_dy(typename Tile::Accumulator& acc, const TilePlace& place,
                                          const TokenOutput<scalar_t>& out, Next&& next) const {
-    const RowValues<Tile> row_sums(folded.row_sums, place.row, out.rows), bias(folded.bias, place.row, out.rows);
     const int first_channel = place.column + Tile::first_column();
     ColumnValues<Tile> dy_row_sums = {}, dy_bias = {};
-    float dbias[Tile::kRows] = {};
     for_each_part<Tile>(next, [&](int part, const scalar_t* from) {
+      const RowValues<Tile> row_sums(folded.row_sums, place.row, out.rows), bias(folded.bias, place.row, out.rows);
+      float dbias[Tile::kRows] = {};
 #pragma unroll
       for (int r = 0; r < Tile::kRuns; ++r) {
         float scale[Tile::kRun], layer_scale[Tile::kRun];
@@ -143,6 +145,7 @@ struct AffineBackwardEpilogue {
           }
         }
       }
+      store_dbias<Tile>(dbias, part, place, out);
     });
     for_each_column<Tile>(place, out, [&](int r, int i, int64_t term, int channel, bool owns) {
       const float row_sum = Tile::sum_rows(dy_row_sums[r][i]), bias_sum = Tile::sum_rows(dy_bias[r][i]);
@@ -152,12 +155,19 @@ struct AffineBackwardEpilogue {
         terms.dlayer_scale[(2 * term + 1) * out.columns + channel] = folded.beta[channel] * row_sum + bias_sum;
       }
     });
+  }
+
+  // The rows of a part are whole in it.
+  template <class Tile>
+  __device__ __forceinline__ void store_dbias(const float (&dbias)[Tile::kRows], int part, const TilePlace& place,
+                                              const TokenOutput<scalar_t>& out) const {
     if (terms.dbias == nullptr) return;
     const int64_t column_tiles = (out.columns + Tile::kN - 1) / Tile::kN;
     const int64_t term = (place.image * column_tiles + place.column / Tile::kN) * Tile::kWarpsN + Tile::warp_n();
     const int first_row = place.row + Tile::warp_row() + Tile::thread_row();
 #pragma unroll
     for (int row = 0; row < Tile::kRows; ++row) {
+      if (!is_in_part<Tile>(part, row)) continue;
       const float sum = Tile::sum_columns(dbias[row]);
       const int at = first_row + Tile::row_offset(row);
       if (Tile::owns_rows() && at < out.rows) terms.dbias[term * out.rows + at] = sum;

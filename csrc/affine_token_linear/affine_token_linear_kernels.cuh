@@ -56,11 +56,12 @@ class AffineTokenLinear {
   void plan_backward(const TokenView& dy) {
     weight_ = call_.plan_weight(arguments_.weight, tokens_, tokens_, true);
     dy_ = call_.plan_features(dy, tokens_);
-    with_tile<scalar_t, kTensorCores, Order::kDepthByColumn>(tokens_, [&](auto tile) {
-      using Tile = decltype(tile);
-      channel_terms_ = arguments_.batch * divide_up(tokens_, Tile::kM) * Tile::kWarpsM;
-      bias_terms_ = arguments_.batch * divide_up(arguments_.channels, Tile::kN) * Tile::kWarpsN;
-    });
+    with_tile<scalar_t, kTensorCores, Order::kDepthByColumn, AffineBackwardEpilogue<scalar_t>::kKeepsSums>(
+        tokens_, [&](auto tile) {
+          using Tile = decltype(tile);
+          channel_terms_ = arguments_.batch * divide_up(tokens_, Tile::kM) * Tile::kWarpsM;
+          bias_terms_ = arguments_.batch * divide_up(arguments_.channels, Tile::kN) * Tile::kWarpsN;
+        });
     const int64_t channel_sums = channel_terms_ * arguments_.channels;
     if (arguments_.alpha.data != nullptr) terms_.dalpha = take_floats(channel_sums);
     if (arguments_.beta.data != nullptr) terms_.dbeta = take_floats(channel_sums);

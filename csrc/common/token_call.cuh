@@ -17,23 +17,34 @@ namespace mixer_kernels {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls f with the type of tile that multiplies for this many rows: among those that pad the rows least, the largest.
-template <typename scalar_t, bool kTensorCores, Order kOrder, typename F>
+// Calls f with the tile that pads the rows least, among equals with the first.
+template <class... Tiles, typename F>
+void with_least_padding(int64_t rows, F&& f) {
+  const auto padded = [&](int64_t tile) { return divide_up(rows, tile) * tile; };
+  const int64_t least = std::min({padded(Tiles::kM)...});
+  bool is_found = false;
+  const auto try_tile = [&](auto tile) {
+    if (is_found || padded(decltype(tile)::kM) != least) return;
+    is_found = true;
+    f(tile);
+  };
+  (try_tile(Tiles{}), ...);
+}
+
+// Calls f with the type of tile that multiplies for this many rows. kKeepsSums: next to the accumulators a thread needs
+// registers for sums, and larger tiles would spill.
+template <typename scalar_t, bool kTensorCores, Order kOrder, bool kKeepsSums = false, typename F>
 void with_tile(int64_t rows, F&& f) {
   if constexpr (!kTensorCores) {
     f(FmaTile<64, 2, kOrder>{});
   } else if constexpr (std::is_same_v<scalar_t, float>) {
     f(TensorTile<float, 64, 1, 2, kOrder>{});
+  } else if constexpr (kKeepsSums) {
+    with_least_padding<TensorTile<scalar_t, 96, 1, 2, kOrder>, TensorTile<scalar_t, 80, 1, 2, kOrder>,
+                       TensorTile<scalar_t, 64, 1, 2, kOrder>>(rows, f);
   } else {
-    const auto padded = [&](int64_t tile) { return divide_up(rows, tile) * tile; };
-    const int64_t least = std::min({padded(128), padded(112), padded(64)});
-    if (padded(128) == least) {
-      f(TensorTile<scalar_t, 128, 2, 2, kOrder>{});
-    } else if (padded(112) == least) {
-      f(TensorTile<scalar_t, 112, 1, 2, kOrder>{});
-    } else {
-      f(TensorTile<scalar_t, 64, 1, 2, kOrder>{});
-    }
+    with_least_padding<TensorTile<scalar_t, 128, 2, 2, kOrder>, TensorTile<scalar_t, 112, 1, 2, kOrder>,
+                       TensorTile<scalar_t, 64, 1, 2, kOrder>>(rows, f);
   }
 }
 
@@ -137,7 +148,7 @@ class TokenCall {
   template <class Epilogue, class... Inputs>
   void run_linear(const Epilogue& epilogue, const TokenOutput<scalar_t>& out, const Operand<scalar_t>& weight,
                   const Operand<scalar_t>& features, const Inputs&... inputs) const {
-    with_tile<scalar_t, kTensorCores, Order::kDepthByColumn>(weight.rows, [&](auto tile) {
+    with_tile<scalar_t, kTensorCores, Order::kDepthByColumn, Epilogue::kKeepsSums>(weight.rows, [&](auto tile) {
       using Tile = decltype(tile);
       const LinearProduct<Tile, Epilogue::kInputs> product(weight, features, inputs...);
       run_product(&token_linear_kernel<Tile, Epilogue>, product, epilogue, out);

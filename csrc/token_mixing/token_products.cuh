@@ -17,7 +17,8 @@ constexpr bool kExactActivation = std::is_same_v<scalar_t, float>;
 // out = act(product + bias)
 template <typename scalar_t>
 struct ActivateEpilogue {
-  static constexpr bool kInputs = 0;
+  static constexpr int kInputs = 0;
+  static constexpr bool kKeepsSums = false;
   const scalar_t* bias;
   Activation activation;
 
@@ -62,7 +63,8 @@ __device__ __forceinline__ void with_input(typename Tile::Accumulator& acc, Next
 // out = product + bias + input
 template <typename scalar_t>
 struct ResidualEpilogue {
-  static constexpr bool kInputs = 1;
+  static constexpr int kInputs = 1;
+  static constexpr bool kKeepsSums = false;
   const scalar_t* bias;
 
   template <class Tile, class Next>
@@ -80,7 +82,8 @@ struct ResidualEpilogue {
 // out = input act'(product + bias)
 template <typename scalar_t>
 struct SlopeEpilogue {
-  static constexpr bool kInputs = 1;
+  static constexpr int kInputs = 1;
+  static constexpr bool kKeepsSums = false;
   const scalar_t* bias;
   Activation activation;
 
