@@ -161,7 +161,7 @@ def main() -> None:
         problems += wrong_resources(arch, kernels)
         for name in LIMITS:
             registers = [kernel.registers for kernel in kernels if kernel.name == name]
-            print(f"{arch:8} {name:40} {len(registers):3} instances, {min(registers, default=0)} to "
+            print(f"{arch:8} {name:48} {len(registers):3} instances, {min(registers, default=0)} to "
                   f"{max(registers, default=0)} registers")  # fmt: skip
     for arch, code in by_arch(sass).items():
         problems += missing_instructions(arch, code)

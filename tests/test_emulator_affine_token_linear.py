@@ -22,6 +22,7 @@ class Problem:
     floats: tuple[str, ...] = ()  # parameters of the channels that stay float32
     layer_scale: float = 0.5
     quiet: bool = False  # every other token of x and dy is 0, so that the update shows however small it is
+    uneven: bool = False  # the last channel's LayerScale is a million times larger
     strides: tuple[int, int, int] | None = None
     offset: int = 0
     dy_strides: tuple[int, int, int] | None = None
@@ -66,6 +67,10 @@ PROBLEMS = [
     Problem((2, 17, 40), floats=("layer_scale",), layer_scale=1e-4, quiet=True),
     Problem((2, 49, 40), floats=CHANNEL_PARAMETERS, layer_scale=1e-6, quiet=True),
     Problem((2, 17, 40), layer_scale=1e-4, quiet=True),
+    *(
+        Problem((1, 5, channels), floats=("layer_scale",), layer_scale=1e-6, uneven=True)
+        for channels in (33, 64, 100, 200)
+    ),
     # Slices of wider rows, aligned and not; every other channel; transposes; expanded gradients; the weight off.
     Problem((2, 17, 40), strides=(17 * 48, 48, 1), offset=8, dy_strides=(20 * 48, 48, 1), dy_offset=16),
     Problem((2, 17, 40), strides=(17 * 43, 43, 1), offset=3, dy_strides=(17 * 41, 41, 1), dy_offset=1),
@@ -95,6 +100,8 @@ def make_tensors(problem: Problem, draw: Draw) -> Tensors:
     for name in CHANNEL_PARAMETERS:
         dtype = torch.float32 if name in problem.floats else draw.dtype
         tensors[name] = draw(channels, scale=scales[name], shift=shifts[name], dtype=dtype)
+    if problem.uneven:
+        tensors["layer_scale"][-1] *= 1e6
     if problem.quiet:
         tensors["x"][:, ::2] = 0
         tensors["dy"][:, 1::2] = 0

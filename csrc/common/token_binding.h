@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -25,13 +26,15 @@ inline void* target_of(const at::Tensor& gradient) {
   return gradient.numel() > 0 ? gradient.mutable_data_ptr() : nullptr;
 }
 
-inline void check_token_kernels(const char* op, const at::Tensor& x, int64_t most_rows) {
+// `rows` is the larger of the numbers of tokens and of hidden units.
+inline void check_token_kernels(const char* op, const at::Tensor& x, int64_t rows) {
   TORCH_CHECK_TYPE(x.scalar_type() != at::kDouble, op, ": x must have dtype float32, float16 or bfloat16 on CUDA, ",
                    "got ", x.scalar_type());
-  // The kernels count tiles and chunks in 32 bits; a chunk has at least 16 channels.
-  const int64_t tiles = (most_rows + 63) / 64;
-  TORCH_CHECK_VALUE(x.size(0) * ((x.size(2) + 15) / 16) * tiles < std::numeric_limits<int32_t>::max(), op,
-                    ": x must have fewer than 2^31 tiles, got shape ", x.sizes());
+  // The kernels count rows, channels, tiles and chunks in 32 bits; a tile has at least 64 rows, a chunk 16 channels.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max(), kTile = 128;
+  const int64_t tiles = x.size(0) * ((x.size(2) + 15) / 16) * ((rows + 63) / 64);
+  TORCH_CHECK_VALUE(std::max(rows, x.size(2)) + kTile < kMost && tiles < kMost, op,
+                    ": x must have fewer than 2^31 rows, channels and tiles, got shape ", x.sizes());
 }
 
 inline bool allows_tf32() { return at::globalContext().allowTF32CuBLAS(); }
