@@ -35,7 +35,7 @@ TENSOR_CORES = ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "HMMA.1688.F32.TF32", 
 TRANSPOSED = (*TENSOR_CORES, "LDSM.16.MT88.4")
 FLOAT32 = ("FFMA", "LDS.128", "LDGSTS.E.BYPASS.128")
 
-# By a part of the kernel's symbol. A multiprocessor has 65536 registers.
+# By a part of the kernel's symbol, the first that fits. A multiprocessor has 65536 registers.
 LIMITS = {
     # 3 blocks of 256 threads: one wave of the published shape, 96 KB in flight; 16-byte accesses both ways.
     "spatial_shift_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
@@ -44,6 +44,8 @@ LIMITS = {
     "token_linear_kernelINS_7FmaTile": Limit(255, (*FLOAT32, "STG.E.128")),
     "hidden_backward_kernelINS_10TensorTile": Limit(255, (*TRANSPOSED, "STG.E.128")),
     "hidden_backward_kernelINS_7FmaTile": Limit(255, (*FLOAT32, "STG.E.128")),
+    "affine_weight_gradient_kernelINS_10TensorTile": Limit(255, TENSOR_CORES),
+    "affine_weight_gradient_kernelINS_7FmaTile": Limit(255, FLOAT32),
     "weight_gradient_kernelINS_10TensorTile": Limit(255, TENSOR_CORES),
     "weight_gradient_kernelINS_7FmaTile": Limit(255, FLOAT32),
     # 3 blocks of 256 threads.
@@ -51,6 +53,7 @@ LIMITS = {
     # 8 blocks of 128 threads.
     "norm_backward_kernel": Limit(64),
     # Every thread that a multiprocessor takes, or nearly.
+    "fold_kernel": Limit(40),
     "pack_kernel": Limit(40),
     "sum_terms_kernel": Limit(32),
 }
@@ -158,7 +161,7 @@ def main() -> None:
         problems += wrong_resources(arch, kernels)
         for name in LIMITS:
             registers = [kernel.registers for kernel in kernels if kernel.name == name]
-            print(f"{arch:8} {name:40} {len(registers):3} instances, {min(registers, default=0)} to "
+            print(f"{arch:8} {name:48} {len(registers):3} instances, {min(registers, default=0)} to "
                   f"{max(registers, default=0)} registers")  # fmt: skip
     for arch, code in by_arch(sass).items():
         problems += missing_instructions(arch, code)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated import ELEMENT_TYPES, run
+from emulated_tokens import TOLERANCE, Draw, Tensors, sweep, transposed
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NONE, RELU, GELU, GELU_TANH = range(4)
 ACTIVATIONS = {
     NONE: lambda z: z,
@@ -21,9 +19,6 @@ ACTIVATIONS = {
 }
 NAMES = ("x", "norm_weight", "norm_bias", "weight1", "bias1", "weight2", "bias2")
 EPS = 1e-6
-
-# The largest error, as a share of how large the terms of the result are.
-TOLERANCE = {"float32": 3e-6, "tf32": 1e-3, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 @dataclass(frozen=True)
@@ -56,11 +51,6 @@ class Problem:
         words += (*(self.strides or (tokens * channels, channels, 1)), self.offset)
         words += (*(self.dy_strides or (self.rows * channels, channels, 1)), self.dy_offset)
         return " ".join(str(int(word)) for word in words) + f" {EPS} {self.multiprocessors} {seed}"
-
-
-def transposed(rows: int, channels: int) -> tuple[int, int, int]:
-    """Strides of a (B, C, rows) tensor seen as (B, rows, C)."""
-    return (rows * channels, 1, rows)
 
 
 PROBLEMS = [
@@ -107,41 +97,32 @@ PROBLEMS = [
 ]  # fmt: skip
 
 
-def make_tensors(problem: Problem, dtype: torch.dtype, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """The arguments that are there, and dy, with elements of about 1; equal ones where a stride is 0."""
+def make_tensors(problem: Problem, draw: Draw) -> Tensors:
+    """The arguments that are there, and dy, with elements of about 1."""
     batch, tokens, channels, hidden = problem.sizes
-    norm_dtype = torch.float32 if problem.norm_is_float else dtype
-
-    def random(*shape: int, scale: float = 1.0, shift: float = 0.0, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.from_numpy(rng.standard_normal(shape) * scale + shift).to(dtype)
-
-    def repeated(shape: tuple[int, ...], strides: tuple[int, ...] | None, shift: float = 0.0) -> torch.Tensor:
-        own = [1 if strides and strides[i] == 0 else extent for i, extent in enumerate(shape)]
-        return random(*own, shift=shift).expand(shape).contiguous()
+    norm_dtype = torch.float32 if problem.norm_is_float else draw.dtype
 
     # ReLU's slope jumps at 0, where rounding would decide about it: keep away from there.
     away = problem.activation == RELU
     tensors = {
-        "x": repeated((batch, tokens, channels), problem.strides, problem.mean),
-        "weight1": random(hidden, tokens, scale=(0.2 if away else 1.0) * tokens**-0.5),
-        "dy": repeated((batch, problem.rows, channels), problem.dy_strides),
+        "x": draw.features((batch, tokens, channels), problem.strides, problem.mean),
+        "weight1": draw(hidden, tokens, scale=(0.2 if away else 1.0) * tokens**-0.5),
+        "dy": draw.features((batch, problem.rows, channels), problem.dy_strides),
     }
     if problem.norm_weight:
-        tensors["norm_weight"] = random(channels, scale=0.3, shift=1.0, dtype=norm_dtype)
+        tensors["norm_weight"] = draw(channels, scale=0.3, shift=1.0, dtype=norm_dtype)
     if problem.norm_bias:
-        tensors["norm_bias"] = random(channels, scale=0.3, dtype=norm_dtype)
+        tensors["norm_bias"] = draw(channels, scale=0.3, dtype=norm_dtype)
     if problem.bias1:
-        tensors["bias1"] = random(hidden).sign() * 2 if away else random(hidden, scale=0.5)
+        tensors["bias1"] = draw(hidden).sign() * 2 if away else draw(hidden, scale=0.5)
     if problem.mlp:
-        tensors["weight2"] = random(tokens, hidden, scale=hidden**-0.5)
+        tensors["weight2"] = draw(tokens, hidden, scale=hidden**-0.5)
         if problem.bias2:
-            tensors["bias2"] = random(tokens, scale=0.5)
+            tensors["bias2"] = draw(tokens, scale=0.5)
     return tensors
 
 
-def exact_results(
-    problem: Problem, tensors: dict[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def exact_results(problem: Problem, tensors: Tensors) -> tuple[Tensors, dict[str, float]]:
     """Outputs and gradients in float64, by autograd; and how large the terms of each are, for it may cancel."""
     t = {name: tensor.double().requires_grad_(name != "dy") for name, tensor in tensors.items()}
     x, dy = t["x"], t["dy"]
@@ -176,26 +157,5 @@ def exact_results(
 
 @pytest.mark.parametrize(("seed", "precision"), list(enumerate(TOLERANCE)))
 def test_token_mixing(programs: dict[str, Path], tmp_path: Path, seed: int, precision: str) -> None:
-    dtype = DTYPES["float32" if precision == "tf32" else precision]
-    element_type, _ = ELEMENT_TYPES[str(dtype).removeprefix("torch.")]
-    rng = np.random.default_rng(seed)
-    cases = [make_tensors(problem, dtype, rng) for problem in PROBLEMS]
-    lines = [problem.line(element_type, precision == "tf32", seed) for problem in PROBLEMS]
-    (tmp_path / "problems").write_text("\n".join(lines) + "\n")
-    arguments = [tensors[name] for tensors in cases for name in (*NAMES, "dy") if name in tensors]
-    (tmp_path / "input").write_bytes(b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in arguments))
-    result = run(programs["token_mixing_emulated"], *(tmp_path / name for name in ("problems", "input", "output")))
-    assert result.returncode == 0, result.stderr
-
-    output = torch.frombuffer(bytearray((tmp_path / "output").read_bytes()), dtype=torch.uint8)
-    begin = 0
-    for problem, tensors in zip(PROBLEMS, cases, strict=True):
-        exact, scales = exact_results(problem, tensors)
-        for name, expected in exact.items():
-            own = torch.float32 if name in ("mean", "rstd") else dtype if name == "y" else tensors[name[1:]].dtype
-            end = begin + expected.numel() * own.itemsize
-            actual = output[begin:end].clone().view(own).view(expected.shape).double()
-            begin = end
-            error, allowed = (actual - expected).abs().max().item(), TOLERANCE[precision] * scales[name]
-            assert error <= allowed, f"{name}: {error:.1e}, allowed {allowed:.1e}, in {problem}"
-    assert begin == len(output)
+    program = programs["token_mixing_emulated"]
+    sweep(program, tmp_path, PROBLEMS, NAMES, make_tensors, exact_results, precision, seed)

@@ -11,6 +11,7 @@
 #include "common/mma.cuh"
 #include "common/pipeline.cuh"
 #include "common/vector.cuh"
+#include "common/warp.cuh"
 
 namespace mixer_kernels {
 
@@ -123,14 +124,40 @@ __device__ __forceinline__ void store_row(typename Tile::Accumulator& acc, int r
   }
 }
 
+// What a second operand may go through on its way into a product: b * (scale * factor) + shift * factor, where scale
+// and shift belong to a place of the depth. The pointers are those of a chunk, whole to its end and aligned as its
+// vectors.
+struct DepthAffine {
+  const float *scale, *shift;
+  float factor;
+
+  template <int kCount>
+  __device__ __forceinline__ void load(float (&scales)[kCount], float (&shifts)[kCount], int depth) const {
+    load_floats(scales, scale + depth);
+    load_floats(shifts, shift + depth);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      scales[i] *= factor;
+      shifts[i] *= factor;
+    }
+  }
+};
+
+// What there is to do with a fragment besides.
+struct Nothing {
+  template <typename... Arguments>
+  __device__ __forceinline__ void operator()(Arguments&&...) const {}
+};
+
 // The tensor cores' tile: kWarpsM warps share the rows, so that each computes kM / kWarpsM x 128 * kWarpsM / 4 outputs.
 // kBlocks blocks should be on a multiprocessor at once.
-template <typename scalar_t, int kM, int kWarpsM, int kBlocks_, Order kOrder>
+template <typename scalar_t, int kM, int kWarpsM_, int kBlocks_, Order kOrder>
 struct TensorTile : TileShape<scalar_t, kM, kOrder> {
   using Shape = TileShape<scalar_t, kM, kOrder>;
   static constexpr int kBlocks = kBlocks_;
+  static constexpr int kWarpsM = kWarpsM_, kWarpsN = 4 / kWarpsM;
   static constexpr int kWarpM = kM / kWarpsM;
-  static constexpr int kWarpN = Shape::kN * kWarpsM / 4;
+  static constexpr int kWarpN = Shape::kN / kWarpsN;
   static constexpr int kFragmentsM = kWarpM / 16;
   static constexpr int kFragmentsN = kWarpN / 8;
   static_assert(kM % (16 * kWarpsM) == 0 && kFragmentsN % 2 == 0);
@@ -148,7 +175,22 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
 
   // Adds the product of one chunk, `depth` deep.
   static __device__ __forceinline__ void multiply(Accumulator& acc, const scalar_t* chunk, int depth) {
-    multiply(acc, chunk, depth, [](const uint32_t (&)[2], int) {});
+    multiply(acc, chunk, depth, Nothing{}, Nothing{});
+  }
+
+  // The same with the second operand scaled and shifted, by float32 and rounded once.
+  static __device__ __forceinline__ void multiply(Accumulator& acc, const DepthAffine& affine, const scalar_t* chunk,
+                                                  int depth) {
+    constexpr int kPerWord = sizeof(uint32_t) / sizeof(scalar_t);
+    const auto adjust = [&](uint32_t (&b)[2], int k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float scale[kPerWord], shift[kPerWord];
+        affine.load(scale, shift, k + half * Shape::kVec + lane() % 4 * kPerWord);
+        b[half] = scale_and_shift(b[half], scale, shift);
+      }
+    };
+    multiply(acc, chunk, depth, adjust, Nothing{});
   }
 
   // The same, and if asked adds up the second operand: it is multiplied by ones.
@@ -162,7 +204,7 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
       memcpy(&ones_bits, &one, sizeof(one));
     }
     const uint32_t ones[4] = {ones_bits, ones_bits, ones_bits, ones_bits};
-    multiply(acc, chunk, depth, [&](const uint32_t (&b)[2], int j) {
+    multiply(acc, chunk, depth, Nothing{}, [&](const uint32_t (&b)[2], int j) {
       if (wants_sums) mma<scalar_t>(column_sums.value[j], ones, b);
     });
   }
@@ -171,13 +213,20 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
     return acc.value[row / 2][r] + row % 2 * kRun;
   }
   // The rows are those of warp_row() + thread_row() + row_offset(row), the columns likewise.
-  static __device__ __forceinline__ int warp_row() {
-    return static_cast<int>(threadIdx.x) / 32 / (4 / kWarpsM) * kWarpM;
-  }
+  static __device__ __forceinline__ int warp_row() { return warp_m() * kWarpM; }
   static __device__ __forceinline__ int thread_row() { return lane() / 4; }
   static constexpr __device__ int row_offset(int row) { return row / 2 * 16 + row % 2 * 8; }
   static __device__ __forceinline__ int first_column() { return warp_column() + lane() % 4 * kRun; }
   static constexpr __device__ int column_offset(int r) { return r * 8; }
+
+  // Sums over the lanes that hold the same columns, or the same rows; all lanes take part, each gets the sum, and one
+  // of them has it to itself. What is left to add up are kWarpsM warps, or kWarpsN.
+  static __device__ __forceinline__ float sum_rows(float value) { return sum_lanes<4, 16>(value); }
+  static __device__ __forceinline__ float sum_columns(float value) { return sum_lanes<1, 2>(value); }
+  static __device__ __forceinline__ bool owns_columns() { return lane() < 4; }
+  static __device__ __forceinline__ bool owns_rows() { return lane() % 4 == 0; }
+  static __device__ __forceinline__ int warp_m() { return static_cast<int>(threadIdx.x) / 32 / kWarpsN; }
+  static __device__ __forceinline__ int warp_n() { return static_cast<int>(threadIdx.x) / 32 % kWarpsN; }
 
   // Calls f(column, sum) once for each column of the tile.
   template <typename F>
@@ -208,9 +257,7 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
 
  private:
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  static __device__ __forceinline__ int warp_column() {
-    return static_cast<int>(threadIdx.x) / 32 % (4 / kWarpsM) * kWarpN;
-  }
+  static __device__ __forceinline__ int warp_column() { return warp_n() * kWarpN; }
   // A lane's place among the four that share a row of a fragment.
   static __device__ __forceinline__ bool is_odd() { return lane() % 2 != 0; }
   static __device__ __forceinline__ bool is_upper() { return lane() % 4 / 2 != 0; }
@@ -223,9 +270,10 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
     }
   }
 
-  // Calls sums(fragment, j) on each fragment of the second operand.
-  template <typename Sums>
-  static __device__ __forceinline__ void multiply(Accumulator& acc, const scalar_t* chunk, int depth, Sums&& sums) {
+  // Of each fragment of the second operand, calls adjust(fragment, k) before it is rounded and sums(fragment, j) after.
+  template <typename Adjust, typename Sums>
+  static __device__ __forceinline__ void multiply(Accumulator& acc, const scalar_t* chunk, int depth, Adjust&& adjust,
+                                                  Sums&& sums) {
     constexpr int kStep = 2 * Shape::kVec;
     const scalar_t* first = chunk + (warp_row() + lane() % 16) * Shape::kFirstPitch + lane() / 16 * Shape::kVec;
     const scalar_t* second = chunk + Shape::kFirstElements;
@@ -242,6 +290,8 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
       for (int j = 0; j < kFragmentsN; j += 2) load_columns(b[j], b[j + 1], second, k, j);
 #pragma unroll
       for (int j = 0; j < kFragmentsN; ++j) {
+        adjust(b[j], k);
+        round_to_tf32(b[j]);
 #pragma unroll
         for (int i = 0; i < kFragmentsM; ++i) mma<scalar_t>(acc.value[i][j], a[i], b[j]);
         sums(b[j], j);
@@ -270,8 +320,21 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
         memcpy(&high[half], at + 4 * half * Shape::kSecondPitch + 8, sizeof(high[half]));
       }
     }
-    round_to_tf32(low);
-    round_to_tf32(high);
+  }
+
+  // The elements of a register that lie one after the other along the depth.
+  template <int kPerWord>
+  static __device__ __forceinline__ uint32_t scale_and_shift(uint32_t word, const float (&scale)[kPerWord],
+                                                             const float (&shift)[kPerWord]) {
+    if constexpr (kPerWord == 2) {
+      const float low = to_acc(element_of<scalar_t>(word)), high = to_acc(element_of<scalar_t>(word >> 16));
+      return pack_pair<scalar_t>(low * scale[0] + shift[0], high * scale[1] + shift[1]);
+    } else {
+      const float value = element_of<float>(word) * scale[0] + shift[0];
+      uint32_t bits;
+      memcpy(&bits, &value, sizeof(bits));
+      return bits;
+    }
   }
 
   // Of 16 x 16 outputs, four neighbouring lanes hold two rows in pieces of 4 bytes. They trade until each has 16 bytes
@@ -316,7 +379,22 @@ struct FmaTile : TileShape<float, kM, kOrder> {
 
   // Adds the product of one chunk, `depth` deep.
   static __device__ __forceinline__ void multiply(Accumulator& acc, const float* chunk, int depth) {
-    multiply(acc, chunk, depth, [](const float (&)[8]) {});
+    multiply(acc, chunk, depth, Nothing{}, Nothing{});
+  }
+
+  // The same with the second operand scaled and shifted.
+  static __device__ __forceinline__ void multiply(Accumulator& acc, const DepthAffine& affine, const float* chunk,
+                                                  int depth) {
+    const auto adjust = [&](float (&b)[4][8], int k) {
+      float scale[4], shift[4];
+      affine.load(scale, shift, k);
+#pragma unroll
+      for (int d = 0; d < 4; ++d) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) b[d][j] = b[d][j] * scale[d] + shift[d];
+      }
+    };
+    multiply(acc, chunk, depth, adjust, Nothing{});
   }
 
   // The same, and if asked adds up the second operand.
@@ -324,7 +402,7 @@ struct FmaTile : TileShape<float, kM, kOrder> {
                                                   const float* chunk, int depth) {
     // First over the chunk, then over the chunks: the longer a plain sum, the larger its error.
     float sums[8] = {};
-    multiply(acc, chunk, depth, [&](const float (&b)[8]) {
+    multiply(acc, chunk, depth, Nothing{}, [&](const float (&b)[8]) {
 #pragma unroll
       for (int j = 0; j < 8; ++j) sums[j] += b[j];
     });
@@ -341,6 +419,15 @@ struct FmaTile : TileShape<float, kM, kOrder> {
     return static_cast<int>(threadIdx.x) % 16 * (kOrder == Order::kDepthByColumn ? 4 : 1);
   }
   static constexpr __device__ int column_offset(int r) { return offset_of(r * kRun); }
+
+  // As in TensorTile. A warp holds two of every eight rows.
+  static constexpr int kWarpsM = 4, kWarpsN = 1;
+  static __device__ __forceinline__ float sum_rows(float value) { return sum_lanes<16, 16>(value); }
+  static __device__ __forceinline__ float sum_columns(float value) { return sum_lanes<1, 8>(value); }
+  static __device__ __forceinline__ bool owns_columns() { return threadIdx.x % 32 < 16; }
+  static __device__ __forceinline__ bool owns_rows() { return threadIdx.x % 16 == 0; }
+  static __device__ __forceinline__ int warp_m() { return static_cast<int>(threadIdx.x) / 32; }
+  static constexpr __device__ int warp_n() { return 0; }
 
   // Calls f(column, sum) once for each column of the tile.
   template <typename F>
@@ -359,9 +446,11 @@ struct FmaTile : TileShape<float, kM, kOrder> {
     return kOrder == Order::kDepthByColumn ? j / 4 * 64 + j % 4 : j * 16;
   }
 
-  // Calls sums(row of 8) on what the thread takes of the second operand, one depth after the other.
-  template <typename Sums>
-  static __device__ __forceinline__ void multiply(Accumulator& acc, const float* chunk, int depth, Sums&& sums) {
+  // Calls adjust(4 x 8, k) on what the thread takes of the second operand, and sums(row of 8) on one depth after the
+  // other.
+  template <typename Adjust, typename Sums>
+  static __device__ __forceinline__ void multiply(Accumulator& acc, const float* chunk, int depth, Adjust&& adjust,
+                                                  Sums&& sums) {
     const float* first = chunk + thread_row() * Shape::kFirstPitch;
     const float* second = chunk + Shape::kFirstElements;
 #pragma unroll
@@ -390,6 +479,7 @@ struct FmaTile : TileShape<float, kM, kOrder> {
           }
         }
       }
+      adjust(b, k);
 #pragma unroll
       for (int d = 0; d < 4; ++d) {
 #pragma unroll

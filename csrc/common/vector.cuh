@@ -77,6 +77,15 @@ struct Vector {
   }
 };
 
+// The element whose bits are the lowest ones.
+template <typename scalar_t, typename bits_t>
+__device__ __forceinline__ scalar_t element_of(bits_t bits) {
+  const auto element = static_cast<typename AccessOf<sizeof(scalar_t)>::type>(bits);
+  scalar_t value;
+  memcpy(&value, &element, sizeof(value));
+  return value;
+}
+
 // Two floats as neighbouring elements of 16 bits, the first in the lower half.
 template <typename scalar_t>
 __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
@@ -100,17 +109,13 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
 // accessed bits: through an array they would take a detour over local memory.
 template <int kVec, typename scalar_t>
 __device__ __forceinline__ void load_floats(float (&to)[kVec], const scalar_t* from) {
-  using element_t = typename AccessOf<sizeof(scalar_t)>::type;
   constexpr int kPiece = kVec * sizeof(scalar_t) > 16 ? 16 / sizeof(scalar_t) : kVec;
 #pragma unroll
   for (int piece = 0; piece < kVec; piece += kPiece) {
     const auto bits = Vector<scalar_t, kPiece>::load(from + piece).bits;
 #pragma unroll
     for (int i = 0; i < kPiece; ++i) {
-      const auto element = static_cast<element_t>(bits >> (8 * sizeof(scalar_t) * i));
-      scalar_t value;
-      memcpy(&value, &element, sizeof(value));
-      to[piece + i] = to_acc(value);
+      to[piece + i] = to_acc(element_of<scalar_t>(bits >> (8 * sizeof(scalar_t) * i)));
     }
   }
 }

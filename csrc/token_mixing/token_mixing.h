@@ -5,16 +5,11 @@
 
 #include "common/activation.h"
 #include "common/element_type.h"
+#include "common/token_view.h"
 
 typedef struct CUstream_st* cudaStream_t;  // as CUDA declares it
 
 namespace mixer_kernels {
-
-// A (B, rows, C) tensor; strides in elements.
-struct TokenView {
-  const void* data;
-  int64_t batch_stride, row_stride, channel_stride;
-};
 
 // token_mixing: y = x + weight2 act(weight1 n + bias1) + bias2, where n is x after LayerNorm. Without weight2 it is
 // layer_norm_token_linear: y = act(weight1 n + bias1). Every size is at least 1.

@@ -1,5 +1,4 @@
 // Binds the CUDA launchers of token mixing to its ops.
-#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -7,16 +6,14 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "common/element_type_of.h"
+#include "common/token_binding.h"
 #include "token_mixing/token_mixing.h"
 #include "token_mixing/token_mixing_binding.h"
 
 namespace mixer_kernels {
 namespace {
-
-TokenView view_of(const at::Tensor& t) { return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
 
 // The arguments of an op as the launchers take them; keeps the contiguous parameters alive.
 class Arguments {
@@ -30,21 +27,16 @@ class Arguments {
         bias1_(contiguous(bias1)),
         weight2_(contiguous(weight2)),
         bias2_(contiguous(bias2)) {
-    TORCH_CHECK_TYPE(x.scalar_type() != at::kDouble, op, ": x must have dtype float32, float16 or bfloat16 on CUDA, ",
-                     "got ", x.scalar_type());
+    check_token_kernels(op, x, std::max(x.size(1), weight1.size(0)));
     TORCH_CHECK_TYPE(!norm_weight || !norm_bias || norm_weight->scalar_type() == norm_bias->scalar_type(), op,
                      ": norm_bias must have the dtype of norm_weight, got ", norm_bias->scalar_type());
     TORCH_CHECK_VALUE(x.size(1) > 0 && weight1.size(0) > 0, op,
                       ": x and the weights must have at least one token and one hidden unit, got ", x.size(1), " and ",
                       weight1.size(0));
-    // The kernels count tiles and chunks in 32 bits; a chunk has at least 16 channels.
-    const int64_t tiles = (std::max(x.size(1), weight1.size(0)) + 63) / 64;
-    TORCH_CHECK_VALUE(x.size(0) * ((x.size(2) + 15) / 16) * tiles < std::numeric_limits<int32_t>::max(), op,
-                      ": x must have fewer than 2^31 tiles, got shape ", x.sizes());
     arguments_.type = element_type_of(x, op);
     const OptionalTensor& norm = norm_weight ? norm_weight : norm_bias;
     arguments_.norm_is_float = norm && norm->scalar_type() == at::kFloat;
-    arguments_.allow_tf32 = at::globalContext().allowTF32CuBLAS();
+    arguments_.allow_tf32 = allows_tf32();
     arguments_.activation = static_cast<Activation>(activation);
     arguments_.batch = x.size(0);
     arguments_.tokens = x.size(1);
@@ -57,8 +49,7 @@ class Arguments {
     arguments_.bias1 = data_of(bias1_);
     arguments_.weight2 = data_of(weight2_);
     arguments_.bias2 = data_of(bias2_);
-    C10_CUDA_CHECK(
-        cudaDeviceGetAttribute(&arguments_.multiprocessors, cudaDevAttrMultiProcessorCount, x.device().index()));
+    arguments_.multiprocessors = multiprocessors_of(x);
   }
 
   const TokenMixingArguments& get() const { return arguments_; }
@@ -71,16 +62,9 @@ class Arguments {
   }
 
  private:
-  static at::Tensor contiguous(const OptionalTensor& t) { return t ? t->contiguous() : at::Tensor(); }
-  static const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-
   at::Tensor norm_weight_, norm_bias_, weight1_, bias1_, weight2_, bias2_, mean_, rstd_;
   TokenMixingArguments arguments_{};
 };
-
-at::Tensor empty_workspace(const at::Tensor& x, int64_t bytes) {
-  return at::empty({bytes}, x.options().dtype(at::kByte));
-}
 
 TokenMixingForward forward(const char* op, const at::Tensor& x, const OptionalTensor& norm_weight,
                            const OptionalTensor& norm_bias, const at::Tensor& weight1, const OptionalTensor& bias1,
@@ -112,11 +96,10 @@ TokenMixingBackward backward(const char* op, const at::Tensor& dy, const at::Ten
   at::Tensor dweight1 = empty_gradient(weight1, x), dbias1 = empty_gradient(bias1, x);
   at::Tensor dweight2 = empty_gradient(weight2, x), dbias2 = empty_gradient(bias2, x);
   if (x.numel() > 0) {
-    const auto target = [](const at::Tensor& t) { return t.numel() > 0 ? t.mutable_data_ptr() : nullptr; };
     const at::Tensor workspace = empty_workspace(x, token_mixing_bwd_workspace(arguments.get(), view_of(dy)));
     token_mixing_bwd_cuda(arguments.get(), view_of(dy),
-                          {target(dx), target(dnorm_weight), target(dnorm_bias), target(dweight1), target(dbias1),
-                           target(dweight2), target(dbias2)},
+                          {target_of(dx), target_of(dnorm_weight), target_of(dnorm_bias), target_of(dweight1),
+                           target_of(dbias1), target_of(dweight2), target_of(dbias2)},
                           workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   } else {

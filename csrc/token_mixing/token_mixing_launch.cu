@@ -1,24 +1,7 @@
+#include "common/stream_launch.cuh"
 #include "token_mixing/token_mixing_kernels.cuh"
 
 namespace mixer_kernels {
-namespace {
-
-// Launches on a stream.
-struct StreamLaunch {
-  cudaStream_t stream;
-
-  template <typename Kernel, typename... Arguments>
-  void operator()(Kernel* kernel, int64_t blocks, int threads, size_t shared_bytes,
-                  const Arguments&... arguments) const {
-    constexpr size_t kWithoutAsking = 48 * 1024;
-    if (shared_bytes > kWithoutAsking) {
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    }
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(arguments...);
-  }
-};
-
-}  // namespace
 
 int64_t token_mixing_fwd_workspace(const TokenMixingArguments& arguments) {
   int64_t bytes = 0;

@@ -5,6 +5,7 @@
 
 #include "common/pipeline.cuh"
 #include "common/vector.cuh"
+#include "common/warp.cuh"
 
 namespace mixer_kernels {
 
@@ -40,12 +41,6 @@ struct NormParameters {
     }
   }
 };
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int delta = 16; delta > 0; delta /= 2) value += __shfl_xor_sync(0xffffffffu, value, delta);
-  return value;
-}
 
 template <typename scalar_t>
 struct NormaliseArguments {

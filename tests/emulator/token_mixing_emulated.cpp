@@ -5,113 +5,20 @@
 // offset, strides of dy, its offset, eps, multiprocessors, seed. INPUT holds the elements of x, norm_weight, norm_bias,
 // weight1, bias1, weight2, bias2 and dy of all problems in row-major order, OUTPUT those of y, mean, rstd, dx and the
 // gradients in the order of the parameters.
-#include <fstream>
-#include <iostream>
 #include <sstream>
 #include <string>
 
 #include "token_mixing/token_mixing_kernels.cuh"
+#include "token_problem.h"
 
 namespace {
 
 using mixer_kernels::TokenMixingArguments;
-using mixer_kernels::TokenView;
-
-[[noreturn]] void die(const std::string& what, const std::string& problem) {
-  std::cerr << what << "\nproblem: " << problem << std::endl;
-  std::exit(1);
-}
-
-// Memory of exactly its size, so that an access beyond its ends is seen; NaN at first.
-class Memory {
- public:
-  explicit Memory(int64_t bytes) : bytes_(bytes), sparse_(bytes > int64_t{1} << 30) {
-    if (sparse_) {
-      // Offsets beyond 32 bits: address space without memory behind it.
-      void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (memory == MAP_FAILED) die("no address space", "");
-      data_ = static_cast<char*>(memory);
-    } else {
-      data_ = static_cast<char*>(std::malloc(bytes));
-      std::memset(data_, 0xff, bytes);
-    }
-  }
-  Memory(const Memory&) = delete;
-  ~Memory() {
-    if (sparse_) {
-      munmap(data_, bytes_);
-    } else {
-      std::free(data_);
-    }
-  }
-
-  char* data() { return data_; }
-  // For an argument that may be absent.
-  char* data_or_null() { return bytes_ == 0 ? nullptr : data_; }
-
-  void read(std::istream& from) { from.read(data_, bytes_); }
-  void write(std::ostream& to) const { to.write(data_, bytes_); }
-
- private:
-  int64_t bytes_;
-  bool sparse_;
-  char* data_;
-};
-
-// A (B, rows, C) tensor with any strides.
-class Tensor {
- public:
-  Tensor(int64_t batch, int64_t rows, int64_t channels, int size, std::istream& words)
-      : batch_(batch), rows_(rows), channels_(channels), size_(size) {
-    words >> view_.batch_stride >> view_.row_stride >> view_.channel_stride >> offset_;
-    memory_ = std::make_unique<Memory>(size * (offset_ + 1 + (batch - 1) * view_.batch_stride +
-                                               (rows - 1) * view_.row_stride + (channels - 1) * view_.channel_stride));
-    view_.data = memory_->data() + offset_ * size;
-  }
-
-  const TokenView& view() const { return view_; }
-
-  void read(std::istream& from) {
-    for (int64_t b = 0; b < batch_; ++b)
-      for (int64_t r = 0; r < rows_; ++r)
-        for (int64_t c = 0; c < channels_; ++c) {
-          const int64_t at = offset_ + b * view_.batch_stride + r * view_.row_stride + c * view_.channel_stride;
-          from.read(memory_->data() + at * size_, size_);
-        }
-  }
-
- private:
-  int64_t batch_, rows_, channels_, offset_ = 0;
-  int size_;
-  TokenView view_{};
-  std::unique_ptr<Memory> memory_;
-};
-
-struct EmulatorLaunch {
-  uint64_t seed;
-
-  template <typename Kernel, typename... Arguments>
-  void operator()(Kernel* kernel, int64_t blocks, int threads, size_t shared_bytes,
-                  const Arguments&... arguments) const {
-    emulator::emulate(seed, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), shared_bytes,
-                      kernel, arguments...);
-  }
-};
-
-// Runs one direction in a workspace of the size that it asks for.
-template <typename Plan, typename Run>
-void run_planned(const TokenMixingArguments& arguments, const EmulatorLaunch& launch, Plan&& plan, Run&& run) {
-  int64_t bytes = 0;
-  mixer_kernels::with_token_mixing(arguments, nullptr, launch, [&](auto mixing) {
-    plan(mixing);
-    bytes = mixing.workspace_bytes();
-  });
-  Memory workspace(bytes);
-  mixer_kernels::with_token_mixing(arguments, workspace.data(), launch, [&](auto mixing) {
-    plan(mixing);
-    run(mixing);
-  });
-}
+using token_problem::die;
+using token_problem::EmulatorLaunch;
+using token_problem::Memory;
+using token_problem::run_planned;
+using token_problem::Tensor;
 
 void solve(const std::string& problem, std::istream& input, std::ostream& output) {
   std::istringstream words(problem);
@@ -151,11 +58,14 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   arguments.weight2 = weight2.data_or_null();
   arguments.bias2 = bias2.data_or_null();
 
+  const auto with_call = [&](void* workspace, auto&& f) {
+    mixer_kernels::with_token_mixing(arguments, workspace, launch, f);
+  };
   Memory y(batch * rows * channels * size), mean(batch * tokens * 4), rstd(batch * tokens * 4);
   auto* means = reinterpret_cast<float*>(mean.data());
   auto* rstds = reinterpret_cast<float*>(rstd.data());
   run_planned(
-      arguments, launch, [](auto& mixing) { mixing.plan_forward(); },
+      with_call, [](auto& mixing) { mixing.plan_forward(); },
       [&](auto& mixing) { mixing.run_forward(eps, {y.data(), means, rstds}); });
 
   Memory dx(batch * tokens * channels * size), dnorm_weight(norm_weight_bytes), dnorm_bias(norm_bias_bytes);
@@ -163,7 +73,7 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   arguments.mean = means;
   arguments.rstd = rstds;
   run_planned(
-      arguments, launch, [&](auto& mixing) { mixing.plan_backward(dy.view()); },
+      with_call, [&](auto& mixing) { mixing.plan_backward(dy.view()); },
       [&](auto& mixing) {
         mixing.run_backward({dx.data(), dnorm_weight.data_or_null(), dnorm_bias.data_or_null(), dweight1.data(),
                              dbias1.data_or_null(), dweight2.data_or_null(), dbias2.data_or_null()});
@@ -176,9 +86,4 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc != 4) die("usage: token_mixing_emulated PROBLEMS INPUT OUTPUT", "");
-  std::ifstream problems(argv[1]), input(argv[2], std::ios::binary);
-  std::ofstream output(argv[3], std::ios::binary);
-  for (std::string problem; std::getline(problems, problem);) solve(problem, input, output);
-}
+int main(int argc, char** argv) { token_problem::solve_all(argc, argv, solve); }
