@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mixer_kernels.ops import _triton, _triton_linear
-from mixer_kernels.ops.token_mixing import _triton_launch
+from mixer_kernels.ops.token_mixing import _fake, _triton_launch
 from mixer_kernels.ops.token_mixing._triton_launch import Norm
 
 
@@ -38,17 +38,7 @@ def layer_norm_token_linear_forward(
         return _triton_launch.linear_forward(_run, x, norm_weight, norm_bias, weight, bias, eps, activation)
 
 
-@layer_norm_token_linear_forward.register_fake
-def _(
-    x: torch.Tensor,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    eps: float,
-    activation: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return x.new_empty((x.size(0), weight.size(0), x.size(2))), *_fake_statistics(x)
+layer_norm_token_linear_forward.register_fake(_fake.layer_norm_token_linear_forward)
 
 
 @torch.library.custom_op("mixer_kernels::layer_norm_token_linear_triton_bwd", mutates_args=())
@@ -69,20 +59,7 @@ def layer_norm_token_linear_backward(
         return _triton_launch.linear_backward(_run, dy, x, norm, weight, bias, activation)
 
 
-@layer_norm_token_linear_backward.register_fake
-def _(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    activation: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    dnorm_weight, dnorm_bias, dweight, dbias = (_fake_gradient(x, p) for p in (norm_weight, norm_bias, weight, bias))
-    return x.new_empty(x.shape), dnorm_weight, dnorm_bias, dweight, dbias
+layer_norm_token_linear_backward.register_fake(_fake.backward)
 
 
 @torch.library.custom_op("mixer_kernels::token_mixing_triton_fwd", mutates_args=())
@@ -104,19 +81,7 @@ def token_mixing_forward(
         )
 
 
-@token_mixing_forward.register_fake
-def _(
-    x: torch.Tensor,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    weight1: torch.Tensor,
-    bias1: torch.Tensor | None,
-    weight2: torch.Tensor,
-    bias2: torch.Tensor | None,
-    eps: float,
-    activation: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape), *_fake_statistics(x)
+token_mixing_forward.register_fake(_fake.token_mixing_forward)
 
 
 @torch.library.custom_op("mixer_kernels::token_mixing_triton_bwd", mutates_args=())
@@ -139,33 +104,7 @@ def token_mixing_backward(
         return _triton_launch.mixing_backward(_run, dy, x, norm, weight1, bias1, weight2, bias2, activation)
 
 
-@token_mixing_backward.register_fake
-def _(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    weight1: torch.Tensor,
-    bias1: torch.Tensor | None,
-    weight2: torch.Tensor,
-    bias2: torch.Tensor | None,
-    activation: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    dnorm_weight, dnorm_bias, dweight1, dbias1, dweight2, dbias2 = (
-        _fake_gradient(x, parameter) for parameter in (norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-    )
-    return x.new_empty(x.shape), dnorm_weight, dnorm_bias, dweight1, dbias1, dweight2, dbias2
-
-
-def _fake_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    mean = x.new_empty(x.shape[:2], dtype=torch.float32)
-    return mean, torch.empty_like(mean)
-
-
-def _fake_gradient(x: torch.Tensor, parameter: torch.Tensor | None) -> torch.Tensor:
-    return x.new_empty(0) if parameter is None else parameter.new_empty(parameter.shape)
+token_mixing_backward.register_fake(_fake.backward)
 
 
 def _run(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
