@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tolerances import assert_as_accurate
 
 from mixer_kernels.ops import _triton_linear
-from mixer_kernels.ops._triton_linear import Tile
+from mixer_kernels.ops._triton_tiles import Tile, strips
 from mixer_kernels.ops.token_mixing import _triton_tiles, triton_impl
 
 pytest.importorskip("triton")
@@ -230,7 +230,7 @@ def test_values_that_are_not_numbers() -> None:
 def test_strips_cover_every_row(strip: int, narrow: int) -> None:
     tile = Tile(128, narrow, strip, 32, num_warps=4, num_stages=2)
     for rows in range(1, 1100):
-        widths = _triton_linear.strips(rows, tile)
+        widths = strips(rows, tile)
         programs = -(-rows // sum(widths))
         assert programs == -(-rows // narrow)
         assert 0 <= sum(widths) - -(-rows // programs) <= 16

@@ -8,11 +8,6 @@ padded with zeros to whole tiles: their rows start on 16 bytes, and loads need n
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
-
-from mixer_kernels.ops import _triton
 from mixer_kernels.ops._triton_activation import activate
 from mixer_kernels.ops._triton_jit import jit, tl
 
@@ -22,45 +17,6 @@ SIZES = ("images", "tokens", "hidden", "rows", "depth", "chunks", "chunks_of_spl
 
 # What one program adds up at a time.
 SUM_ROWS, SUM_COLUMNS = 64, 64
-
-
-class Tile(NamedTuple):
-    """What one program holds of a product."""
-
-    # On the 64-granular side: channels, or hidden units in a weight gradient.
-    wide: int
-    # The most rows on the side of the strips, and the widest strip.
-    narrow: int
-    strip: int
-    # Steps of the reduction at a time.
-    depth: int
-    num_warps: int
-    num_stages: int
-
-
-def strips(rows: int, tile: Tile) -> tuple[int, ...]:
-    """Return widths of strips that cover ``rows`` rows, or as many of them as one of several programs takes."""
-    programs = -(-rows // tile.narrow)
-    left = -(-rows // programs)
-    widths = []
-    while left > 0:
-        cover = max(16, 1 << (left - 1).bit_length())
-        # A half and then more strips, if that saves more than one step of 16.
-        width = cover if cover - left <= 16 else cover // 2
-        widths.append(min(width, tile.strip))
-        left -= widths[-1]
-    return tuple(widths)
-
-
-def round_up(value: int, multiple: int) -> int:
-    """Return the smallest multiple that is no less than ``value``."""
-    return -(-value // multiple) * multiple
-
-
-def input_precision(x: torch.Tensor) -> str:
-    """Return how a product of float32 numbers may be computed: "tf32" where PyTorch's own would be, else "ieee"."""
-    allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed and _triton.target().startswith("sm_") else "ieee"
 
 
 @jit
