@@ -23,8 +23,8 @@ def run(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
 class Norm(NamedTuple):
     """What it takes to normalise an input on its way into a product."""
 
-    mean: torch.Tensor
-    rstd: torch.Tensor
+    mean: torch.Tensor | None
+    rstd: torch.Tensor | None
     weight: torch.Tensor | None
     bias: torch.Tensor | None
 
@@ -74,9 +74,13 @@ def weight_gradient(
     dy: torch.Tensor,
     x: torch.Tensor,
     norm: Norm | None,
+    unit: torch.Tensor | None = None,
     transposed: bool = False,
 ) -> torch.Tensor:
-    """Return ``dy @ x.T`` summed over images, or its transpose, in parts: their number is the first dimension."""
+    """Return ``dy @ x.T`` summed over images, or its transpose, in parts: their number is the first dimension.
+
+    With a unit, one number, x is scaled and shifted by what ``norm`` holds, and the sums are multiplied by the unit.
+    """
     batch, tokens, channels = x.shape
     hidden = dy.size(1)
     programs = cdiv(hidden, constants["WIDE"]) * cdiv(tokens, constants["ROWS"])
@@ -88,6 +92,7 @@ def weight_gradient(
         "dy_ptr": dy,
         "x_ptr": x,
         **norm_arguments(norm),
+        "unit_ptr": unit,
         "partial_ptr": partial,
         "hidden": hidden,
         "tokens": tokens,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from mixer_kernels.ops import _backend, _checks, _tokens
-from mixer_kernels.ops.affine_token_linear import native_impl, reference
+from mixer_kernels.ops.affine_token_linear import native_impl, reference, triton_impl
 
-IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl}
+IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
 # The automatic order of each device type. CPU: benchmarks/results/amd-epyc-2-threads/quick.json; GPU: not measured yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}

@@ -138,7 +138,7 @@ def mixing_backward(
     dz, partial = _hidden_bwd(launch, to_hidden, dy, x, norm, padded1, bias1, padded2, h, hidden, activation)
     dbias1 = sums.add(partial, bias1)
     dn = _token_linear(launch, to_tokens, dz, padded1.t(), tokens, None, None)
-    dy_sums = torch.empty_like(norm.mean)
+    dy_sums = x.new_empty(x.shape[:2], dtype=torch.float32)
     dx, dnorm_weight, dnorm_bias = _layer_norm_bwd(launch, sums, dn, x, norm, dy, dy_sums)
     dbias2 = sums.add(dy_sums, bias2)
     dweight1 = sums.add(weight_gradient(launch, to_weight, dz, x, norm), weight1)
