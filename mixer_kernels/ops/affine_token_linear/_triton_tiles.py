@@ -12,7 +12,7 @@ TILES = SHARED_TILES | {
     ("fwd", "half"): {
         "sm_80": Tile(64, 128, 64, 32, num_warps=4, num_stages=3),
         "sm_90": Tile(128, 256, 128, 64, num_warps=8, num_stages=3),
-        "sm_100": Tile(128, 256, 128, 64, num_warps=8, num_stages=3),
+        "sm_100": Tile(128, 256, 64, 64, num_warps=8, num_stages=3),
         "gfx942": Tile(64, 128, 64, 32, num_warps=4, num_stages=2),
     },
     ("bwd_dx", "half"): {
