@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
 import mixer_kernels.ops
@@ -94,12 +96,27 @@ def compile_all(name: str) -> Iterator[dict[str, Any]]:
                 "shared_bytes": compiled.metadata.shared,
                 "shared_limit": SHARED_LIMITS[name],
                 "missing": sorted(feature for feature in features if not holds(assembly, FEATURES[feature][name])),
+                "serialized": name == "sm_90" and "matrix" in features and says_serialized(ptxas_log(assembly)),
             }
 
 
 def holds(assembly: str, patterns: tuple[str, ...]) -> bool:
     """Return whether every pattern occurs."""
     return all(re.search(pattern, assembly) for pattern in patterns)
+
+
+def says_serialized(log: str) -> bool:
+    """Return whether ptxas says that it made matrix instructions wait for one another, which nothing else shows."""
+    return "wgmma.mma_async instructions are serialized" in log
+
+
+def ptxas_log(ptx: str) -> str:
+    """Return what ptxas says about code for sm_90; Triton itself does not keep it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", file.name, "-o", os.devnull]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
 def local_bytes(asm: dict[str, Any]) -> int:

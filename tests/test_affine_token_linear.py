@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from types import ModuleType
 
+import accuracy
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from tolerances import assert_as_accurate
+from accuracy import LAYOUTS, Arrange, Function, Tensors, as_it_is, with_gradients
+from citizenship import assert_accurate_under_autocast, assert_captures, assert_compiles, assert_exports
+from digits import CHANNELS, TOKENS, assert_training_follows_the_reference
 from torch.library import opcheck
 
 import mixer_kernels
@@ -18,19 +21,6 @@ from mixer_kernels import reference as reference_layers
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # (B, S, C)
 SIZES = (*itertools.product((1, 3), (1, 49, 196, 197, 256), (30, 96)), (1, 196, 384), (3, 49, 384), (64, 5, 17))
-# Layouts: name -> how to turn a contiguous (B, S, C) tensor into one of the same values.
-LAYOUTS = {
-    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "batch_last": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
-    "slice": lambda x: torch.cat((x, x), -1)[..., : x.shape[-1]],
-    "every_other": lambda x: torch.stack((x, x), -1).flatten(-2)[..., ::2],
-    "misaligned": lambda x: torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape),
-}
-# The ratio of two errors of fewer elements is luck.
-FEW = 256
-ISAS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx"]
-
-Tensors = Sequence[torch.Tensor | None]
 
 
 def draw(
@@ -47,7 +37,7 @@ def draw(
     return [value.to(device, dtype) for value in drawn]
 
 
-def op(backend: str) -> Callable[..., torch.Tensor]:
+def op(backend: str) -> Function:
     return lambda *inputs: MF.affine_token_linear(*inputs, backend=backend)
 
 
@@ -68,45 +58,8 @@ def by_the_definition(
     return y
 
 
-def with_gradients(
-    function: Callable[..., torch.Tensor],
-    inputs: Tensors,
-    dy: torch.Tensor | None = None,
-    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
-) -> list[torch.Tensor]:
-    """Return the output and the gradients of all inputs that take part."""
-    leaves = [None if value is None else value.detach().clone().requires_grad_() for value in inputs]
-    y = function(arrange(leaves[0]), *leaves[1:])
-    y.backward(torch.ones((), dtype=y.dtype, device=y.device).expand(y.shape) if dy is None else dy.to(y.dtype))
-    return [y.detach(), *(leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None)]
-
-
-def assert_accurate(
-    backend: str,
-    make_inputs: Callable[[], Tensors],
-    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
-) -> None:
-    """Hold output, update and gradients to the rule of tolerances.py, pooled until none has only a few elements."""
-    pooled: list[list[torch.Tensor]] = [[], [], []]
-    while not pooled[0] or min(value.numel() for value in pooled[0]) < FEW:
-        inputs = make_inputs()
-        dy = torch.randn_like(inputs[0])
-        results = (
-            with_gradients(op(backend), inputs, arrange(dy), arrange),
-            with_gradients(op("reference"), inputs, dy),
-            with_gradients(op("reference"), [None if v is None else v.double() for v in inputs], dy),
-        )
-        assert all(value.is_contiguous() for value in results[0])
-        for result in results:
-            # What the layer adds to x, which the rule on y cannot see where the LayerScale is small.
-            result.insert(1, (result[0].double() - inputs[0].double()).to(result[0].dtype))
-        for pool, result in zip(pooled, results, strict=True):
-            pool[:] = [
-                torch.cat([before, value.flatten()])
-                for before, value in zip(pool or [value.new_empty(0) for value in result], result, strict=True)
-            ]
-    for ours, theirs, truth in zip(*pooled, strict=True):
-        assert_as_accurate(ours, theirs, truth)
+def assert_accurate(backend: str, make_inputs: Callable[[], Tensors], arrange: Arrange = as_it_is) -> None:
+    accuracy.assert_accurate(op(backend), op("reference"), make_inputs, arrange, few=256, update=True)
 
 
 def test_reference_is_the_definition():
@@ -195,15 +148,7 @@ def test_parameters_of_the_channels_kept_in_float32(device, backend, dtype):
 
 def test_autocast(device, backend):
     inputs = draw((2, 49, 96), torch.float32, device)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        actual = with_gradients(op(backend), inputs)
-        expected = with_gradients(op("reference"), inputs)
-    exact = with_gradients(op("reference"), [value.double() for value in inputs])
-    assert actual[0].dtype == torch.bfloat16
-    assert all(gradient.dtype == torch.float32 for gradient in actual[1:])
-    for ours, theirs, truth in zip(actual, expected, exact, strict=True):
-        error, allowed = ((value.double() - truth).norm() / truth.norm() for value in (ours, theirs))
-        assert error <= 2 * allowed
+    assert_accurate_under_autocast(op(backend), op("reference"), inputs, device)
 
 
 def test_float64_is_exact():
@@ -217,13 +162,8 @@ def test_float64_is_exact():
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_instruction_set(monkeypatch, dtype, isa):
-    pytest.importorskip("mixer_kernels._C")
-    monkeypatch.setenv("MIXER_KERNELS_ISA", isa)
-    if mixer_kernels._C.build_info()["cpu_isa"] != isa:
-        pytest.skip(f"this CPU has no {isa}")
+def test_every_instruction_set(dtype, isa):
     for sizes in ((2, 49, 96), (3, 5, 30), (1, 196, 130), (2, 197, 96)):
         assert_accurate("native", lambda sizes=sizes: draw(sizes, dtype))
     assert_accurate("native", lambda: draw((2, 20, 40), dtype), LAYOUTS["transposed"])
@@ -295,27 +235,15 @@ def test_opcheck(device, backend, absent):
 
 @pytest.mark.parametrize(("compiler", "dynamic"), [("inductor", False), ("aot_eager", True)])
 def test_compile_whole_graph(device, backend, compiler, dynamic):
-    torch._dynamo.reset()
+    def inputs(batch: int) -> Tensors:
+        return draw((batch, 5, 12), torch.float32, device)
 
-    def loss(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return lambda *inputs: function(*inputs).square().sum()
-
-    compiled = torch.compile(loss(op(backend)), fullgraph=True, dynamic=dynamic, backend=compiler)
-    for batch in (2, 3) if dynamic else (2,):
-        inputs = draw((batch, 5, 12), torch.float32, device)
-        actual = with_gradients(compiled, inputs)
-        expected = with_gradients(loss(op("reference")), inputs)
-        for ours, theirs in zip(actual, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert_compiles(op(backend), op("reference"), inputs, compiler, dynamic)
 
 
 def test_export(device, backend):
     layer = mixer_kernels.AffineTokenLinear(12, 5, init_values=0.1, backend=backend, device=device)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(layer, (torch.randn(2, 5, 12, device=device),), dynamic_shapes=({0: batch},))
-    assert any("mixer_kernels" in str(node.target) for node in program.graph.nodes)
-    x = torch.randn(6, 5, 12, device=device)
-    torch.testing.assert_close(program.module()(x), layer(x))
+    assert_exports(layer, torch.randn(2, 5, 12, device=device))
 
 
 def test_fake_and_meta_tensors():
@@ -327,14 +255,7 @@ def test_fake_and_meta_tensors():
 
 @pytest.mark.gpu
 def test_cuda_graph_capture(backend):
-    inputs = draw((4, 49, 96), torch.bfloat16, "cuda")
-    op(backend)(*inputs)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = op(backend)(*inputs)
-    inputs[0].copy_(torch.randn_like(inputs[0]))
-    graph.replay()
-    assert torch.equal(y, op(backend)(*inputs))
+    assert_captures(op(backend), draw((4, 49, 96), torch.bfloat16, "cuda"))
 
 
 @pytest.mark.gpu
@@ -345,48 +266,13 @@ def test_more_than_2_to_the_31_elements(backend):
     assert torch.equal(y[-1:], op(backend)(x, *parameters))
 
 
-class TinyResMLP(torch.nn.Module):
-    """A small ResMLP on 8x8 digits: 16 tokens of 2x2 pixels."""
-
-    def __init__(self, layers, backend: str | None) -> None:
-        super().__init__()
-        self.stem = torch.nn.Linear(4, 32)
-        blocks = (layers.ResMLPBlock(32, 16, init_values=1.0, backend=backend) for _ in range(2))
-        self.blocks = torch.nn.Sequential(*blocks)
-        self.norm = layers.Affine(32)
-        self.head = torch.nn.Linear(32, 10)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        patches = images.unflatten(1, (4, 2)).unflatten(3, (4, 2)).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
-        return self.head(self.norm(self.blocks(self.stem(patches))).mean(1))
-
-
-def train(layers, device: str, backend: str | None) -> tuple[list[float], float]:
-    """Return the losses of 200 steps on the digits, and the accuracy on those left out."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32, device=device) / 16
-    labels = torch.tensor(digits.target, device=device)
-    torch.manual_seed(0)
-    model = TinyResMLP(layers, backend).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for step in range(200):
-        batch = torch.arange(step * 64, (step + 1) * 64, device=device) % 1500
-        loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    with torch.no_grad():
-        return losses, (model(images[1500:]).argmax(1) == labels[1500:]).float().mean().item()
+def resmlp_blocks(layers: ModuleType, backend: str | None) -> torch.nn.Module:
+    blocks = (layers.ResMLPBlock(CHANNELS, TOKENS, init_values=1.0, backend=backend) for _ in range(2))
+    return torch.nn.Sequential(*blocks, layers.Affine(CHANNELS))
 
 
 def test_training_follows_the_reference(device, backend):
-    losses, accuracy = train(mixer_kernels, device, backend)
-    expected_losses, expected_accuracy = train(reference_layers, device, None)
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected_losses), rtol=0.02, atol=0.02)
-    assert abs(accuracy - expected_accuracy) < 0.02
-    assert accuracy > 0.8
+    assert_training_follows_the_reference(resmlp_blocks, device, backend, learning_rate=1e-2, least_accuracy=0.8)
 
 
 @pytest.mark.parametrize("name", ["AffineTokenLinear", "ResMLPBlock"])

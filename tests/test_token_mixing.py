@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from types import ModuleType
 
+import accuracy
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from tolerances import assert_as_accurate
+from accuracy import LAYOUTS, Arrange, Function, Tensors, as_it_is, with_gradients
+from citizenship import assert_accurate_under_autocast, assert_captures, assert_compiles, assert_exports
+from digits import CHANNELS, TOKENS, assert_training_follows_the_reference
 from torch.library import opcheck
 
 import mixer_kernels
@@ -29,19 +32,6 @@ SIZES = (
     (64, 5, 17, 3),
 )
 LARGE_SIZES = ((1, 784, 768, 96), (1, 1024, 30, 640), (1, 49, 1280, 257), (2, 196, 1024, 512))
-# Layouts: name -> how to turn a contiguous (B, S, C) tensor into one of the same values.
-LAYOUTS = {
-    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "batch_last": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
-    "slice": lambda x: torch.cat((x, x), -1)[..., : x.shape[-1]],
-    "every_other": lambda x: torch.stack((x, x), -1).flatten(-2)[..., ::2],
-    "misaligned": lambda x: torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape),
-}
-# The ratio of two errors of fewer elements is luck.
-FEW = 32
-ISAS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx"]
-
-Tensors = Sequence[torch.Tensor | None]
 
 
 def draw(sizes: tuple[int, int, int, int], dtype: torch.dtype, device: str = "cpu") -> list[torch.Tensor | None]:
@@ -56,53 +46,22 @@ def draw(sizes: tuple[int, int, int, int], dtype: torch.dtype, device: str = "cp
     return [value.to(device, dtype) for value in drawn]
 
 
-def mixing(backend: str, activation: str | None = "gelu", eps: float = 1e-6) -> Callable[..., torch.Tensor]:
+def mixing(backend: str, activation: str | None = "gelu", eps: float = 1e-6) -> Function:
     return lambda *inputs: MF.token_mixing(*inputs, activation=activation, eps=eps, backend=backend)
 
 
-def linear(backend: str, activation: str | None = "gelu", eps: float = 1e-6) -> Callable[..., torch.Tensor]:
+def linear(backend: str, activation: str | None = "gelu", eps: float = 1e-6) -> Function:
     return lambda *inputs: MF.layer_norm_token_linear(*inputs[:5], activation=activation, eps=eps, backend=backend)
 
 
-def with_gradients(
-    function: Callable[..., torch.Tensor],
-    inputs: Tensors,
-    dy: torch.Tensor | None = None,
-    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
-) -> list[torch.Tensor]:
-    """Return the output and the gradients of all inputs that take part."""
-    leaves = [None if value is None else value.detach().clone().requires_grad_() for value in inputs]
-    y = function(arrange(leaves[0]), *leaves[1:])
-    y.backward(torch.ones((), dtype=y.dtype, device=y.device).expand(y.shape) if dy is None else dy.to(y.dtype))
-    return [y.detach(), *(leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None)]
-
-
 def assert_accurate(
-    form: Callable[..., Callable[..., torch.Tensor]],
+    form: Callable[..., Function],
     backend: str,
     make_inputs: Callable[[], Tensors],
-    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    arrange: Arrange = as_it_is,
     **options: object,
 ) -> None:
-    """Hold the output and every gradient to the rule of tolerances.py, pooled until none has only a few elements."""
-    pooled: list[list[torch.Tensor]] = [[], [], []]
-    while not pooled[0] or min(value.numel() for value in pooled[0]) < FEW:
-        inputs = make_inputs()
-        y = form("reference", **options)(*inputs)
-        dy = torch.randn_like(y)
-        results = (
-            with_gradients(form(backend, **options), inputs, arrange(dy), arrange),
-            with_gradients(form("reference", **options), inputs, dy),
-            with_gradients(form("reference", **options), [None if v is None else v.double() for v in inputs], dy),
-        )
-        assert all(value.is_contiguous() for value in results[0])
-        for pool, result in zip(pooled, results, strict=True):
-            pool[:] = [
-                torch.cat([before, value.flatten()])
-                for before, value in zip(pool or [value.new_empty(0) for value in result], result, strict=True)
-            ]
-    for ours, theirs, truth in zip(*pooled, strict=True):
-        assert_as_accurate(ours, theirs, truth)
+    accuracy.assert_accurate(form(backend, **options), form("reference", **options), make_inputs, arrange)
 
 
 @pytest.mark.parametrize("form", [mixing, linear])
@@ -197,15 +156,7 @@ def test_a_norm_kept_in_float32(device, backend, dtype):
 
 def test_autocast(device, backend):
     inputs = draw((2, 49, 96, 33), torch.float32, device)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        actual = with_gradients(mixing(backend), inputs)
-        expected = with_gradients(mixing("reference"), inputs)
-    exact = with_gradients(mixing("reference"), [value.double() for value in inputs])
-    assert actual[0].dtype == torch.bfloat16
-    assert all(gradient.dtype == torch.float32 for gradient in actual[1:])
-    for ours, theirs, truth in zip(actual, expected, exact, strict=True):
-        error, allowed = ((value.double() - truth).norm() / truth.norm() for value in (ours, theirs))
-        assert error <= 2 * allowed
+    assert_accurate_under_autocast(mixing(backend), mixing("reference"), inputs, device)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
@@ -220,13 +171,8 @@ def test_float64_is_exact(activation):
             torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_instruction_set(monkeypatch, dtype, isa):
-    pytest.importorskip("mixer_kernels._C")
-    monkeypatch.setenv("MIXER_KERNELS_ISA", isa)
-    if mixer_kernels._C.build_info()["cpu_isa"] != isa:
-        pytest.skip(f"this CPU has no {isa}")
+def test_every_instruction_set(dtype, isa):
     for form in (mixing, linear):
         for sizes in ((2, 49, 96, 33), (3, 5, 30, 7), (1, 196, 130, 96)):
             assert_accurate(form, "native", lambda sizes=sizes: draw(sizes, dtype))
@@ -313,27 +259,15 @@ def test_opcheck(device, backend, absent):
 
 @pytest.mark.parametrize(("compiler", "dynamic"), [("inductor", False), ("aot_eager", True)])
 def test_compile_whole_graph(device, backend, compiler, dynamic):
-    torch._dynamo.reset()
+    def inputs(batch: int) -> Tensors:
+        return draw((batch, 5, 12, 7), torch.float32, device)
 
-    def loss(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return lambda *inputs: function(*inputs).square().sum()
-
-    compiled = torch.compile(loss(mixing(backend)), fullgraph=True, dynamic=dynamic, backend=compiler)
-    for batch in (2, 3) if dynamic else (2,):
-        inputs = draw((batch, 5, 12, 7), torch.float32, device)
-        actual = with_gradients(compiled, inputs)
-        expected = with_gradients(loss(mixing("reference")), inputs)
-        for ours, theirs in zip(actual, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert_compiles(mixing(backend), mixing("reference"), inputs, compiler, dynamic)
 
 
 def test_export(device, backend):
     layer = mixer_kernels.TokenMixing(12, 5, 7, backend=backend, device=device)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(layer, (torch.randn(2, 5, 12, device=device),), dynamic_shapes=({0: batch},))
-    assert any("mixer_kernels" in str(node.target) for node in program.graph.nodes)
-    x = torch.randn(6, 5, 12, device=device)
-    torch.testing.assert_close(program.module()(x), layer(x))
+    assert_exports(layer, torch.randn(2, 5, 12, device=device))
 
 
 def test_fake_and_meta_tensors():
@@ -347,14 +281,7 @@ def test_fake_and_meta_tensors():
 
 @pytest.mark.gpu
 def test_cuda_graph_capture(backend):
-    inputs = draw((4, 49, 96, 33), torch.bfloat16, "cuda")
-    mixing(backend)(*inputs)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = mixing(backend)(*inputs)
-    inputs[0].copy_(torch.randn_like(inputs[0]))
-    graph.replay()
-    assert torch.equal(y, mixing(backend)(*inputs))
+    assert_captures(mixing(backend), draw((4, 49, 96, 33), torch.bfloat16, "cuda"))
 
 
 @pytest.mark.gpu
@@ -365,46 +292,13 @@ def test_more_than_2_to_the_31_elements(backend):
     assert torch.equal(y[-1:], mixing(backend)(x, *parameters))
 
 
-class TinyMixer(torch.nn.Module):
-    """A small Mixer on 8x8 digits: 16 tokens of 2x2 pixels."""
-
-    def __init__(self, layers, backend: str | None) -> None:
-        super().__init__()
-        self.stem = torch.nn.Linear(4, 32)
-        self.blocks = torch.nn.Sequential(*(layers.MixerBlock(32, 16, backend=backend) for _ in range(2)))
-        self.head = torch.nn.Linear(32, 10)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        patches = images.unflatten(1, (4, 2)).unflatten(3, (4, 2)).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
-        return self.head(self.blocks(self.stem(patches)).mean(1))
-
-
-def train(layers, device: str, backend: str | None) -> tuple[list[float], float]:
-    """Return the losses of 200 steps on the digits, and the accuracy on those left out."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32, device=device) / 16
-    labels = torch.tensor(digits.target, device=device)
-    torch.manual_seed(0)
-    model = TinyMixer(layers, backend).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for step in range(200):
-        batch = torch.arange(step * 64, (step + 1) * 64, device=device) % 1500
-        loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    with torch.no_grad():
-        return losses, (model(images[1500:]).argmax(1) == labels[1500:]).float().mean().item()
+def mixer_blocks(layers: ModuleType, backend: str | None) -> torch.nn.Module:
+    blocks = (layers.MixerBlock(CHANNELS, TOKENS, backend=backend) for _ in range(2))
+    return torch.nn.Sequential(*blocks)
 
 
 def test_training_follows_the_reference(device, backend):
-    losses, accuracy = train(mixer_kernels, device, backend)
-    expected_losses, expected_accuracy = train(reference_layers, device, None)
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected_losses), rtol=0.02, atol=0.02)
-    assert abs(accuracy - expected_accuracy) < 0.02
-    assert accuracy > 0.85
+    assert_training_follows_the_reference(mixer_blocks, device, backend, learning_rate=3e-3, least_accuracy=0.85)
 
 
 @pytest.mark.parametrize("name", ["TokenMixing", "MixerBlock"])

@@ -8,22 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tolerances import assert_as_accurate
+from triton_tests import DEVICE, DTYPES, GPU, VIEWS, random, unused_tiles, use_small_tiles
 
-from mixer_kernels.ops import _triton_linear
-from mixer_kernels.ops._triton_linear import Tile
+from mixer_kernels.ops._triton_tiles import Tile, strips
 from mixer_kernels.ops.token_mixing import _triton_tiles, triton_impl
 
 pytest.importorskip("triton")
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-# The interpreter multiplies bfloat16 wrongly.
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])]
 LINEAR, MIXING = "layer_norm_token_linear", "token_mixing"
 OPS = [LINEAR, MIXING]
 ACTIVATIONS = [None, "relu", "gelu", "gelu_tanh"]
 EPS = 1e-6
-CHIPS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 # Large enough for a second tile in every direction of the smallest tiles below.
 SHAPE = (2, 20, 40, 70)
@@ -38,18 +33,12 @@ def _kernels_run() -> None:
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run on the tiles that are shipped, on tiles so small that tiny shapes need several, and wholly fused."""
     if request.param != "shipped":
-        small = Tile(16, 64, 32, 16, num_warps=4, num_stages=2)
-        monkeypatch.setattr(_triton_tiles, "TILES", dict.fromkeys(_triton_tiles.TILES, dict.fromkeys(CHIPS, small)))
+        use_small_tiles(monkeypatch, _triton_tiles)
         monkeypatch.setattr(_triton_tiles, "PREPARE", _triton_tiles.PREPARE | {"BLOCK_C": 16, "BLOCK_PAD": 256})
         monkeypatch.setattr(_triton_tiles, "LAYER_NORM_BWD", {"BLOCK_ROWS": 8, "BLOCK_C": 16, "num_warps": 4})
-        monkeypatch.setattr(_triton_linear, "SUM_ROWS", 4)
         fused = Tile(16, 128, 32, 16, num_warps=4, num_stages=2) if request.param == "fused" else None
         monkeypatch.setattr(_triton_tiles, "fused_tile", lambda x: fused)
     return request.param
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, device=DEVICE).to(dtype)
 
 
 def parameters(op: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor | None]:
@@ -141,16 +130,6 @@ def test_odd_shapes(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None
     check(op, random(*shape[:3], dtype=dtype), parameters(op, shape, dtype))
 
 
-VIEWS = {
-    "transposed": lambda *shape: random(shape[0], shape[2], shape[1]).transpose(1, 2),
-    "cropped": lambda *shape: random(shape[0], shape[1] + 2, shape[2] + 5)[:, 1:-1, 3:-2],
-    "every_second": lambda *shape: random(shape[0], shape[1] * 2, shape[2] * 2)[:, ::2, ::2],
-    "one_image": lambda *shape: random(1, *shape[1:]).expand(shape),
-    "one_token": lambda *shape: random(shape[0], 1, shape[2]).expand(shape),
-    "one_number": lambda *shape: random(1, 1, 1).expand(shape),
-}
-
-
 @pytest.mark.parametrize("activation", [0, 2], ids=lambda code: str(ACTIVATIONS[code]))
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize(
@@ -230,7 +209,7 @@ def test_values_that_are_not_numbers() -> None:
 def test_strips_cover_every_row(strip: int, narrow: int) -> None:
     tile = Tile(128, narrow, strip, 32, num_warps=4, num_stages=2)
     for rows in range(1, 1100):
-        widths = _triton_linear.strips(rows, tile)
+        widths = strips(rows, tile)
         programs = -(-rows // sum(widths))
         assert programs == -(-rows // narrow)
         assert 0 <= sum(widths) - -(-rows // programs) <= 16
@@ -244,18 +223,8 @@ def test_float64_has_a_reason() -> None:
 
 @pytest.mark.skipif(GPU, reason="looks at the tiles of sm_90")
 def test_every_tile_is_a_compile_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = set()
-
-    class Recorded(dict):
-        def __getitem__(self, key: str) -> Tile:
-            used.add(id(self))
-            return super().__getitem__(key)
-
-    tables = {key: Recorded(table) for key, table in _triton_tiles.TILES.items()}
-    monkeypatch.setattr(_triton_tiles, "TILES", tables)
-    cases = list(triton_impl.compile_cases())
-    assert [key for key, table in tables.items() if id(table) not in used] == []
-    assert len({name for name, *_ in cases}) == len(cases)
+    assert unused_tiles(monkeypatch, _triton_tiles, triton_impl) == []
+    cases = triton_impl.compile_cases()
     fused = {arguments["STRIPS"] for _, kernel, arguments, _ in cases if kernel.fn.__name__ == "token_mixing_kernel"}
     assert fused == {(64,), (128, 64, 16)}
 

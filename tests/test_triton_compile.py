@@ -39,6 +39,8 @@ def problems(case: dict[str, Any]) -> list[str]:
         found.append(f"spills: {case['local_bytes']} bytes of local memory a thread")
     if case["shared_bytes"] > case["shared_limit"]:
         found.append(f"takes {case['shared_bytes']} bytes of shared memory, of {case['shared_limit']}")
+    if case["serialized"]:
+        found.append("has matrix instructions that wait for one another")
     return [f"{case['case']} {problem}" for problem in found]
 
 
@@ -57,8 +59,52 @@ def test_compiles_without_spills(target: str, compiled: dict[str, Future[list[di
 
 
 def test_problems_are_found() -> None:
-    case = {"case": "op: c", "local_bytes": 0, "shared_bytes": 1024, "shared_limit": 1024, "missing": []}
+    case = {
+        "case": "op: c",
+        "local_bytes": 0,
+        "shared_bytes": 1024,
+        "shared_limit": 1024,
+        "missing": [],
+        "serialized": False,
+    }
     assert problems(case) == []
     assert problems({**case, "local_bytes": 8}) == ["op: c spills: 8 bytes of local memory a thread"]
     assert problems({**case, "shared_bytes": 1025}) == ["op: c takes 1025 bytes of shared memory, of 1024"]
     assert problems({**case, "missing": ["matrix"]}) == ["op: c holds no matrix instructions"]
+    assert problems({**case, "serialized": True}) == ["op: c has matrix instructions that wait for one another"]
+
+
+def test_serialized_products_are_found() -> None:
+    from compile_triton import ptxas_log, says_serialized
+
+    product = "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0, %f1, %f2, %f3}, %d0, %d0, p, 1, 1, 0, 0;"
+
+    zeros = " ".join(f"mov.f32 %f{i}, 0f00000000;" for i in range(4))
+    stores = " ".join(f"st.global.f32 [%d0 + {4 * i}], %f{i};" for i in range(4))
+
+    def two_products(between: str) -> str:
+        return f"""
+            .version 8.0
+            .target sm_90a
+            .address_size 64
+            .visible .entry kernel(.param .u64 out) {{
+              .reg .f32 %f<4>;
+              .reg .b64 %d<1>;
+              .reg .pred p;
+              setp.ne.b32 p, 0, 1;
+              ld.param.u64 %d0, [out];
+              {zeros}
+              wgmma.fence.sync.aligned;
+              {product}
+              {between}
+              {product}
+              wgmma.commit_group.sync.aligned;
+              wgmma.wait_group.sync.aligned 0;
+              {stores}
+              ret;
+            }}
+        """
+
+    assert not says_serialized(ptxas_log(two_products("")))
+    # An accumulator that something else defines before the product is there.
+    assert says_serialized(ptxas_log(two_products("mov.f32 %f0, 0f3f800000;")))

@@ -8,59 +8,15 @@ padded with zeros to whole tiles: their rows start on 16 bytes, and loads need n
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
-
-from mixer_kernels.ops import _triton
 from mixer_kernels.ops._triton_activation import activate
 from mixer_kernels.ops._triton_jit import jit, tl
 
 # Arguments that are never constants of a compiled kernel, so that one serves every size. The number of channels is not
 # among them: whether it is a multiple of 16 decides how wide accesses are.
-SIZES = ("images", "tokens", "hidden", "rows", "depth", "chunks", "chunks_of_split")
+SIZES = ("images", "tokens", "hidden", "rows", "depth", "chunks", "chunks_of_split", "parts")
 
 # What one program adds up at a time.
 SUM_ROWS, SUM_COLUMNS = 64, 64
-
-
-class Tile(NamedTuple):
-    """What one program holds of a product."""
-
-    # On the 64-granular side: channels, or hidden units in a weight gradient.
-    wide: int
-    # The most rows on the side of the strips, and the widest strip.
-    narrow: int
-    strip: int
-    # Steps of the reduction at a time.
-    depth: int
-    num_warps: int
-    num_stages: int
-
-
-def strips(rows: int, tile: Tile) -> tuple[int, ...]:
-    """Return widths of strips that cover ``rows`` rows, or as many of them as one of several programs takes."""
-    programs = -(-rows // tile.narrow)
-    left = -(-rows // programs)
-    widths = []
-    while left > 0:
-        cover = max(16, 1 << (left - 1).bit_length())
-        # A half and then more strips, if that saves more than one step of 16.
-        width = cover if cover - left <= 16 else cover // 2
-        widths.append(min(width, tile.strip))
-        left -= widths[-1]
-    return tuple(widths)
-
-
-def round_up(value: int, multiple: int) -> int:
-    """Return the smallest multiple that is no less than ``value``."""
-    return -(-value // multiple) * multiple
-
-
-def input_precision(x: torch.Tensor) -> str:
-    """Return how a product of float32 numbers may be computed: "tf32" where PyTorch's own would be, else "ieee"."""
-    allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed and _triton.target().startswith("sm_") else "ieee"
 
 
 @jit
@@ -79,14 +35,14 @@ def pad_weights(program, weights, padded, heights, widths, padded_sizes, padded_
 
 
 @jit
-def load_norm(norm_weight_ptr, norm_bias_ptr, c, channels):
-    """Return scale and shift of LayerNorm for the channels ``c``, float32."""
+def load_affine(scale_ptr, shift_ptr, c, channels):
+    """Return scale and shift of the channels ``c``, float32; ones and zeros where a parameter is absent."""
     scale = tl.full(c.shape, 1.0, tl.float32)
     shift = tl.full(c.shape, 0.0, tl.float32)
-    if norm_weight_ptr is not None:
-        scale = tl.load(norm_weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
-    if norm_bias_ptr is not None:
-        shift = tl.load(norm_bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    if shift_ptr is not None:
+        shift = tl.load(shift_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
     return scale, shift
 
 
@@ -139,6 +95,20 @@ def add_product(
     return new
 
 
+@jit
+def product(
+    x_ptr, depth, stride_x_k, c, channels, weight_ptr, row, stride_weight_r, stride_weight_k,
+    PRECISION: tl.constexpr, STRIPS: tl.constexpr, WIDE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Return the rows from ``row`` on of weight @ x, for the channels ``c`` of one image, in transposed strips."""
+    sums = zeros(WIDE, STRIPS)
+    for start in range(0, depth, DEPTH):
+        k = start + tl.arange(0, DEPTH).to(tl.int64)
+        x = load_rows(x_ptr, k, depth, stride_x_k, c, channels)
+        sums = add_product(sums, x.trans(), weight_ptr, row, k, stride_weight_r, stride_weight_k, STRIPS, PRECISION)
+    return sums
+
+
 @jit(do_not_specialize=SIZES)
 def normalized_linear_kernel(
     x_ptr,
@@ -173,7 +143,7 @@ def normalized_linear_kernel(
     x_ptr += image * stride_x_b
     mean_ptr += image * depth
     rstd_ptr += image * depth
-    scale, shift = load_norm(norm_weight_ptr, norm_bias_ptr, c, channels)
+    scale, shift = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels)
     y = tl.zeros((ROWS, WIDE), tl.float32)
     for start in range(0, depth, DEPTH):
         k = start + tl.arange(0, DEPTH)
@@ -218,11 +188,10 @@ def token_linear_kernel(
     image = (program // row_tiles // c_tiles).to(tl.int64)
 
     x_ptr += image * stride_x_b
-    sums = zeros(WIDE, STRIPS)
-    for start in range(0, depth, DEPTH):
-        k = start + tl.arange(0, DEPTH).to(tl.int64)
-        x = load_rows(x_ptr, k, depth, stride_x_k, c, channels)
-        sums = add_product(sums, x.trans(), weight_ptr, row, k, stride_weight_r, stride_weight_k, STRIPS, PRECISION)
+    sums = product(
+        x_ptr, depth, stride_x_k, c, channels, weight_ptr, row, stride_weight_r, stride_weight_k,
+        PRECISION, STRIPS, WIDE, DEPTH,
+    )  # fmt: skip
 
     y_ptr += image * rows * channels
     for i in tl.static_range(len(STRIPS)):
@@ -252,6 +221,7 @@ def weight_gradient_kernel(
     rstd_ptr,
     norm_weight_ptr,
     norm_bias_ptr,
+    unit_ptr,
     partial_ptr,
     hidden,
     tokens,
@@ -272,8 +242,8 @@ def weight_gradient_kernel(
 ):
     """Each program sums dy @ x.T over a part of the batch, for WIDE rows of dy and ROWS of x.
 
-    A part is a run of ``chunks_of_split`` chunks, each DEPTH channels of an image. Statistics, if there are any, say
-    that x is to be normalised on its way into the product.
+    A part is a run of ``chunks_of_split`` chunks, each DEPTH channels of an image. On its way into the product, x is
+    normalised if there are statistics, and scaled and shifted if there is a unit, by which the sums are multiplied.
     """
     d_tiles = tl.cdiv(hidden, WIDE)
     s_tiles = tl.cdiv(tokens, ROWS)
@@ -289,8 +259,7 @@ def weight_gradient_kernel(
         image = tl.cast(chunk // c_tiles, tl.int64)
         c = chunk % c_tiles * DEPTH + tl.arange(0, DEPTH)
         dy = load_rows(dy_ptr + image * stride_dy_b, d, hidden, stride_dy_d, c, channels)  # [WIDE, DEPTH]
-        if mean_ptr is not None:
-            scale, shift = load_norm(norm_weight_ptr, norm_bias_ptr, c, channels)
+        scale, shift = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels)
         new = ()
         start = row
         for i in tl.static_range(len(STRIPS)):
@@ -303,16 +272,33 @@ def weight_gradient_kernel(
                 )
             else:
                 x = load_rows(image_ptr, s, tokens, stride_x_s, c, channels)
+                if unit_ptr is not None:
+                    x = (x.to(tl.float32) * scale[None, :] + shift[None, :]).to(x.dtype)
             new += (tl.dot(dy, x.trans(), sums[i], input_precision=PRECISION),)
             start += STRIPS[i]
         sums = new
 
+    unit = 1.0
+    if unit_ptr is not None:
+        unit = tl.load(unit_ptr)
     partial_ptr += split.to(tl.int64) * hidden * tokens
     for i in tl.static_range(len(STRIPS)):
         s = row + tl.arange(0, STRIPS[i])
         offsets = d.to(tl.int64)[:, None] * stride_partial_d + s.to(tl.int64)[None, :] * stride_partial_s
-        tl.store(partial_ptr + offsets, sums[i], mask=(d < hidden)[:, None] & (s < tokens)[None, :])
+        tl.store(partial_ptr + offsets, sums[i] * unit, mask=(d < hidden)[:, None] & (s < tokens)[None, :])
         row += STRIPS[i]
+
+
+@jit
+def sum_rows(partial_ptr, count, stride, column, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return the sums of ``count`` rows of a workspace, ROWS at a time and always in the same order."""
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for start in range(0, count, ROWS):
+        r = start + tl.arange(0, ROWS)
+        inside = (r < count)[:, None] & (column < width)[None, :]
+        offsets = r.to(tl.int64)[:, None] * stride + column[None, :]
+        total += tl.sum(tl.load(partial_ptr + offsets, mask=inside, other=0.0), axis=0)
+    return total
 
 
 @jit
@@ -323,11 +309,6 @@ def sum_kernel(partials, totals, counts, widths, ROWS: tl.constexpr, COLUMNS: tl
         programs = tl.cdiv(widths[i], COLUMNS)
         if (program >= 0) & (program < programs):
             column = program.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-            total = tl.zeros((COLUMNS,), tl.float32)
-            for start in range(0, counts[i], ROWS):
-                r = start + tl.arange(0, ROWS)
-                inside = (r < counts[i])[:, None] & (column < widths[i])[None, :]
-                offsets = r.to(tl.int64)[:, None] * widths[i] + column[None, :]
-                total += tl.sum(tl.load(partials[i] + offsets, mask=inside, other=0.0), axis=0)
+            total = sum_rows(partials[i], counts[i], widths[i], column, widths[i], ROWS, COLUMNS)
             tl.store(totals[i] + column, total.to(totals[i].dtype.element_ty), mask=column < widths[i])
         program -= programs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mixer_kernels.ops import _native
+from mixer_kernels.ops.affine_token_linear import _fake
 
 Optional = torch.Tensor | None
 
@@ -36,16 +37,6 @@ def backward(
     return torch.ops.mixer_kernels.affine_token_linear_bwd(dy, x, alpha, beta, weight, bias, layer_scale)
 
 
-def _gradient(parameter: Optional, x: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(0) if parameter is None else parameter.new_empty(parameter.shape)
-
-
 if _native.extension is not None:
-
-    @torch.library.register_fake("mixer_kernels::affine_token_linear_fwd")
-    def _(x: torch.Tensor, *parameters: Optional) -> torch.Tensor:
-        return x.new_empty(x.shape)
-
-    @torch.library.register_fake("mixer_kernels::affine_token_linear_bwd")
-    def _(dy: torch.Tensor, x: torch.Tensor, *parameters: Optional) -> tuple[torch.Tensor, ...]:
-        return x.new_empty(x.shape), *(_gradient(parameter, x) for parameter in parameters)
+    torch.library.register_fake("mixer_kernels::affine_token_linear_fwd", _fake.forward)
+    torch.library.register_fake("mixer_kernels::affine_token_linear_bwd", _fake.backward)

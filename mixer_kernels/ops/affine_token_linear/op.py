@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops import _backend, _checks
-from mixer_kernels.ops.affine_token_linear import native_impl, reference
+from mixer_kernels.ops import _backend, _checks, _tokens
+from mixer_kernels.ops.affine_token_linear import native_impl, reference, triton_impl
 
-IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl}
+IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
 # The automatic order of each device type. CPU: benchmarks/results/amd-epyc-2-threads/quick.json; GPU: not measured yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
@@ -44,8 +44,7 @@ class AffineTokenLinearFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
         gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, *ctx.saved_tensors)
-        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient if wants else None for gradient, wants in wanted), None
+        return *_tokens.wanted(gradients, ctx.needs_input_grad), None
 
 
 def affine_token_linear(
@@ -84,15 +83,10 @@ def affine_token_linear(
         RuntimeError: the tensors are on different devices, or the backend asked for cannot run.
     """
     op = "affine_token_linear"
-    _checks.check_tensor(op, "x", x)
-    _checks.check_dims(op, "x", x, "(B, S, C)")
-    if x.shape[1] == 0 or x.shape[2] == 0:
-        raise ValueError(f"{op}: x must have at least one token and one channel, got shape {tuple(x.shape)}")
-    x = _checks.autocast(x)
+    x = _tokens.check_tokens(op, x)
     alpha = _channel_parameter(op, "alpha", alpha, x)
     beta = _channel_parameter(op, "beta", beta, x)
-    weight = _token_parameter(op, "weight", weight, (x.shape[1], x.shape[1]), x)
-    bias = None if bias is None else _token_parameter(op, "bias", bias, (x.shape[1],), x)
+    weight, bias = _tokens.check_linear(op, x, "weight", weight, (x.shape[1], x.shape[1]), "bias", bias)
     layer_scale = _channel_parameter(op, "layer_scale", layer_scale, x)
     name = _backend.choose(op, backend, ORDER.get(x.device.type, ()), IMPLEMENTATIONS, x.device, x.dtype)
     arguments = (x, alpha, beta, weight, bias, layer_scale)
@@ -112,23 +106,10 @@ def _channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor)
     """Check a parameter of the channels; return it as the kernels take it, (C,) and contiguous."""
     if parameter is None:
         return None
-    _checks.check_tensor(op, name, parameter)
-    if parameter.dim() == 3:
+    if isinstance(parameter, torch.Tensor) and parameter.dim() == 3:
         _checks.check_shape(op, name, parameter, (1, 1, x.shape[2]))
         parameter = parameter.reshape(-1)
-    _checks.check_shape(op, name, parameter, (x.shape[2],))
-    _checks.check_device(op, name, parameter, x)
+    _tokens.check_channels(op, name, parameter, x)
     if parameter.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, got {parameter.dtype}")
-    return parameter.contiguous()
-
-
-def _token_parameter(
-    op: str, name: str, parameter: torch.Tensor, shape: tuple[int, ...], x: torch.Tensor
-) -> torch.Tensor:
-    """Check a parameter of the linear over the tokens; return it as the kernels take it."""
-    _checks.check_tensor(op, name, parameter)
-    _checks.check_shape(op, name, parameter, shape)
-    parameter = _checks.autocast(parameter)
-    _checks.check_like(op, name, parameter, x)
     return parameter.contiguous()

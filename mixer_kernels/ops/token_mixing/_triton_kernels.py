@@ -7,7 +7,7 @@ from mixer_kernels.ops._triton_jit import jit, tl
 from mixer_kernels.ops._triton_linear import (
     SIZES,
     add_product,
-    load_norm,
+    load_affine,
     load_normalized,
     load_rows,
     pad_weights,
@@ -103,7 +103,7 @@ def token_mixing_kernel(
 
     mean_ptr += image * tokens
     rstd_ptr += image * tokens
-    scale, shift = load_norm(norm_weight_ptr, norm_bias_ptr, c, channels)
+    scale, shift = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels)
     n = ()
     start = 0
     for i in tl.static_range(len(STRIPS)):
@@ -190,7 +190,7 @@ def hidden_bwd_kernel(
     dy_ptr += image * stride_dy_b
     mean_ptr += image * tokens
     rstd_ptr += image * tokens
-    scale, shift = load_norm(norm_weight_ptr, norm_bias_ptr, c, channels)
+    scale, shift = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels)
 
     z = tl.zeros((ROWS, WIDE), tl.float32)
     for start in range(0, tokens, DEPTH):
@@ -256,7 +256,7 @@ def layer_norm_bwd_kernel(
     sum_gx = tl.zeros((BLOCK_ROWS,), tl.float32)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        scale, _ = load_norm(norm_weight_ptr, None, c, channels)
+        scale, _ = load_affine(norm_weight_ptr, None, c, channels)
         g = load_rows(dn_ptr, s, tokens, channels, c, channels).to(tl.float32) * scale[None, :]
         x = load_rows(x_ptr, s, tokens, stride_x_s, c, channels).to(tl.float32)
         sum_g += tl.sum(g, axis=1)
@@ -267,7 +267,7 @@ def layer_norm_bwd_kernel(
     residual_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        scale, _ = load_norm(norm_weight_ptr, None, c, channels)
+        scale, _ = load_affine(norm_weight_ptr, None, c, channels)
         dn = load_rows(dn_ptr, s, tokens, channels, c, channels).to(tl.float32)
         x_hat = (load_rows(x_ptr, s, tokens, stride_x_s, c, channels).to(tl.float32) - mean) * rstd
         dx = rstd * (dn * scale[None, :] - mean_g - x_hat * mean_gx)

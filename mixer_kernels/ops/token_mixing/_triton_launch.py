@@ -5,27 +5,24 @@ Every function takes ``launch``, which runs a kernel or, for compilation without
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from mixer_kernels.ops import _triton_linear
-from mixer_kernels.ops._triton_linear import round_up
+from mixer_kernels.ops._triton_launch import (
+    Launch,
+    Norm,
+    Sums,
+    cdiv,
+    channels_together,
+    norm_arguments,
+    weight_gradient,
+)
+from mixer_kernels.ops._triton_tiles import block, in_strips, round_up
 from mixer_kernels.ops.token_mixing import _triton_kernels as kernels
 from mixer_kernels.ops.token_mixing import _triton_tiles as tiles
-
-# Kernel, number of programs, arguments.
-Launch = Callable[[Any, int, dict[str, Any]], None]
-
-
-class Norm(NamedTuple):
-    """What it takes to normalise an input on its way into a product."""
-
-    mean: torch.Tensor
-    rstd: torch.Tensor
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
 
 
 def linear_forward(
@@ -39,8 +36,8 @@ def linear_forward(
     activation: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, mean and rstd of ``layer_norm_token_linear``."""
-    x = _channels_together(x)
-    product = tiles.block("normalized_linear", x)
+    x = channels_together(x)
+    product = block(tiles.TILES, "normalized_linear", x)
     shape = round_up(len(weight), product["ROWS"]), round_up(x.size(1), product["DEPTH"])
     mean, rstd, (padded,) = _prepare(launch, x, eps, [(weight, shape)])
     norm = Norm(mean, rstd, norm_weight, norm_bias)
@@ -61,7 +58,7 @@ def mixing_forward(
     activation: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, mean and rstd of ``token_mixing``."""
-    x = _channels_together(x)
+    x = channels_together(x)
     _, tokens, _ = x.shape
     hidden = len(weight1)
 
@@ -73,8 +70,8 @@ def mixing_forward(
         norm = Norm(mean, rstd, norm_weight, norm_bias)
         return _token_mixing(launch, fused, x, norm, padded1, bias1, padded2, bias2, hidden, activation), mean, rstd
 
-    to_hidden = tiles.block("normalized_linear", x)
-    to_tokens = tiles.strips("token_linear", x, tokens)
+    to_hidden = block(tiles.TILES, "normalized_linear", x)
+    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
     shape1 = round_up(hidden, to_hidden["ROWS"]), round_up(tokens, to_hidden["DEPTH"])
     shape2 = round_up(tokens, to_tokens["ROWS"]), round_up(hidden, to_tokens["DEPTH"])
     mean, rstd, (padded1, padded2) = _prepare(launch, x, eps, [(weight1, shape1), (weight2, shape2)])
@@ -94,12 +91,13 @@ def linear_backward(
     activation: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, norm_weight, norm_bias, weight and bias of ``layer_norm_token_linear``."""
-    dy, x = _channels_together(dy), _channels_together(x)
+    dy, x = channels_together(dy), channels_together(x)
     hidden, tokens = weight.shape
-    sums = _Sums(x)
+    sums = Sums(x)
 
-    to_hidden = tiles.block("hidden_bwd", x)
-    to_tokens = tiles.strips("token_linear", x, tokens)
+    to_hidden = block(tiles.TILES, "hidden_bwd", x)
+    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
+    to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens)
     shape = _padded_both_ways(to_hidden, hidden, to_tokens, tokens)
     _, _, (padded,) = _prepare(launch, x, None, [(weight, shape)])
     if activation == 0:
@@ -110,7 +108,7 @@ def linear_backward(
         dbias = sums.add(partial, bias)
     dn = _token_linear(launch, to_tokens, dz, padded.t(), tokens, None, None)
     dx, dnorm_weight, dnorm_bias = _layer_norm_bwd(launch, sums, dn, x, norm, None, None)
-    dweight = sums.add(_weight_gradient(launch, dz, x, norm, transposed=False), weight)
+    dweight = sums.add(weight_gradient(launch, to_weight, dz, x, norm), weight)
     sums.run(launch)
     return dx, dnorm_weight, dnorm_bias, dweight, dbias
 
@@ -127,58 +125,26 @@ def mixing_backward(
     activation: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, norm_weight, norm_bias, weight1, bias1, weight2 and bias2 of ``token_mixing``."""
-    dy, x = _channels_together(dy), _channels_together(x)
+    dy, x = channels_together(dy), channels_together(x)
     hidden, tokens = weight1.shape
-    sums = _Sums(x)
+    sums = Sums(x)
 
-    to_hidden = tiles.block("hidden_bwd", x)
-    to_tokens = tiles.strips("token_linear", x, tokens)
+    to_hidden = block(tiles.TILES, "hidden_bwd", x)
+    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
+    to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens)
     height, width = _padded_both_ways(to_hidden, hidden, to_tokens, tokens)
     _, _, (padded1, padded2) = _prepare(launch, x, None, [(weight1, (height, width)), (weight2, (width, height))])
     h = x.new_empty((x.size(0), hidden, x.size(2)))
     dz, partial = _hidden_bwd(launch, to_hidden, dy, x, norm, padded1, bias1, padded2, h, hidden, activation)
     dbias1 = sums.add(partial, bias1)
     dn = _token_linear(launch, to_tokens, dz, padded1.t(), tokens, None, None)
-    dy_sums = torch.empty_like(norm.mean)
+    dy_sums = x.new_empty(x.shape[:2], dtype=torch.float32)
     dx, dnorm_weight, dnorm_bias = _layer_norm_bwd(launch, sums, dn, x, norm, dy, dy_sums)
     dbias2 = sums.add(dy_sums, bias2)
-    dweight1 = sums.add(_weight_gradient(launch, dz, x, norm, transposed=False), weight1)
-    dweight2 = sums.add(_weight_gradient(launch, h, dy, None, transposed=True), weight2)
+    dweight1 = sums.add(weight_gradient(launch, to_weight, dz, x, norm), weight1)
+    dweight2 = sums.add(weight_gradient(launch, to_weight, h, dy, None, transposed=True), weight2)
     sums.run(launch)
     return dx, dnorm_weight, dnorm_bias, dweight1, dbias1, dweight2, dbias2
-
-
-class _Sums:
-    """Workspaces that one kernel adds up at the end, all of them in one launch."""
-
-    def __init__(self, x: torch.Tensor) -> None:
-        self.absent = x.new_empty(0)
-        self.partials: list[torch.Tensor] = []
-        self.totals: list[torch.Tensor] = []
-
-    def add(self, partial: torch.Tensor, parameter: torch.Tensor | None) -> torch.Tensor:
-        """Return the gradient of the parameter, which will be the sum of ``partial`` over its first dimension."""
-        if parameter is None:
-            return self.absent.clone()
-        total = parameter.new_empty(parameter.shape)
-        self.partials.append(partial)
-        self.totals.append(total)
-        return total
-
-    def run(self, launch: Launch) -> None:
-        """Launch the kernel."""
-        widths = tuple(total.numel() for total in self.totals)
-        arguments = {
-            "partials": tuple(self.partials),
-            "totals": tuple(self.totals),
-            "counts": tuple(len(partial) for partial in self.partials),
-            "widths": widths,
-            "ROWS": _triton_linear.SUM_ROWS,
-            "COLUMNS": _triton_linear.SUM_COLUMNS,
-            "num_warps": 4,
-        }
-        programs = sum(_cdiv(width, _triton_linear.SUM_COLUMNS) for width in widths)
-        launch(_triton_linear.sum_kernel, programs, arguments)
 
 
 def _prepare(
@@ -208,8 +174,8 @@ def _prepare(
         "eps": eps or 0.0,
         **tiles.PREPARE,
     }
-    programs = images * _cdiv(tokens, tiles.PREPARE["BLOCK_ROWS"])
-    programs += sum(_cdiv(weight.numel(), tiles.PREPARE["BLOCK_PAD"]) for weight in padded)
+    programs = images * cdiv(tokens, tiles.PREPARE["BLOCK_ROWS"])
+    programs += sum(cdiv(weight.numel(), tiles.PREPARE["BLOCK_PAD"]) for weight in padded)
     launch(kernels.prepare_kernel, programs, arguments)
     return mean, rstd, padded
 
@@ -231,7 +197,7 @@ def _token_mixing(
     y = x.new_empty(x.shape)
     arguments = {
         "x_ptr": x,
-        **_norm_arguments(norm),
+        **norm_arguments(norm),
         "weight1_ptr": padded1,
         "bias1_ptr": bias1,
         "weight2_ptr": padded2,
@@ -247,7 +213,7 @@ def _token_mixing(
         "ACTIVATION": activation,
         **constants,
     }
-    launch(kernels.token_mixing_kernel, batch * _cdiv(channels, constants["WIDE"]), arguments)
+    launch(kernels.token_mixing_kernel, batch * cdiv(channels, constants["WIDE"]), arguments)
     return y
 
 
@@ -266,7 +232,7 @@ def _normalized_linear(
     y = x.new_empty((batch, rows, channels))
     arguments = {
         "x_ptr": x,
-        **_norm_arguments(norm),
+        **norm_arguments(norm),
         "weight_ptr": weight,
         "bias_ptr": bias,
         "y_ptr": y,
@@ -279,7 +245,7 @@ def _normalized_linear(
         "ACTIVATION": activation,
         **constants,
     }
-    programs = batch * _cdiv(channels, constants["WIDE"]) * _cdiv(rows, constants["ROWS"])
+    programs = batch * cdiv(channels, constants["WIDE"]) * cdiv(rows, constants["ROWS"])
     launch(_triton_linear.normalized_linear_kernel, programs, arguments)
     return y
 
@@ -313,7 +279,7 @@ def _token_linear(
         "stride_residual_r": residual.stride(1) if residual is not None else 0,
         **constants,
     }
-    programs = batch * _cdiv(channels, constants["WIDE"]) * _cdiv(rows, constants["ROWS"])
+    programs = batch * cdiv(channels, constants["WIDE"]) * cdiv(rows, constants["ROWS"])
     launch(_triton_linear.token_linear_kernel, programs, arguments)
     return y
 
@@ -333,13 +299,13 @@ def _hidden_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return dz and its sums over channels, in parts; with a second weight also fill ``h``."""
     batch, tokens, channels = x.shape
-    c_tiles = _cdiv(channels, constants["WIDE"])
+    c_tiles = cdiv(channels, constants["WIDE"])
     dz = x.new_empty((batch, hidden, channels))
     partial = x.new_empty((batch * c_tiles, hidden), dtype=torch.float32)
     arguments = {
         "dy_ptr": dy,
         "x_ptr": x,
-        **_norm_arguments(norm),
+        **norm_arguments(norm),
         "weight1_ptr": padded1,
         "bias1_ptr": bias1,
         "weight2_ptr": padded2,
@@ -358,13 +324,13 @@ def _hidden_bwd(
         "ACTIVATION": activation,
         **constants,
     }
-    launch(kernels.hidden_bwd_kernel, batch * c_tiles * _cdiv(hidden, constants["ROWS"]), arguments)
+    launch(kernels.hidden_bwd_kernel, batch * c_tiles * cdiv(hidden, constants["ROWS"]), arguments)
     return dz, partial
 
 
 def _layer_norm_bwd(
     launch: Launch,
-    sums: _Sums,
+    sums: Sums,
     dn: torch.Tensor,
     x: torch.Tensor,
     norm: Norm,
@@ -373,7 +339,7 @@ def _layer_norm_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, plus ``residual``, and of the norm; fill the sums of ``residual`` over channels."""
     batch, tokens, channels = x.shape
-    programs = batch * _cdiv(tokens, tiles.LAYER_NORM_BWD["BLOCK_ROWS"])
+    programs = batch * cdiv(tokens, tiles.LAYER_NORM_BWD["BLOCK_ROWS"])
     dx = x.new_empty(x.shape)
     partial_weight = x.new_empty((programs, channels), dtype=torch.float32)
     partial_bias = torch.empty_like(partial_weight)
@@ -400,45 +366,6 @@ def _layer_norm_bwd(
     return dx, sums.add(partial_weight, norm.weight), sums.add(partial_bias, norm.bias)
 
 
-def _weight_gradient(
-    launch: Launch, dy: torch.Tensor, x: torch.Tensor, norm: Norm | None, transposed: bool
-) -> torch.Tensor:
-    """Return ``dy @ x.T`` summed over images, or its transpose, in parts: their number is the first dimension."""
-    batch, tokens, channels = x.shape
-    hidden = dy.size(1)
-    constants = tiles.strips("weight_gradient", x, tokens)
-    programs = _cdiv(hidden, constants["WIDE"]) * _cdiv(tokens, constants["ROWS"])
-    chunks = batch * _cdiv(channels, constants["DEPTH"])
-    chunks_of_split = max(1, _cdiv(chunks, max(1, tiles.SPLIT_PROGRAMS // programs)))
-    splits = _cdiv(chunks, chunks_of_split)
-    partial = x.new_empty((splits, tokens, hidden) if transposed else (splits, hidden, tokens), dtype=torch.float32)
-    arguments = {
-        "dy_ptr": dy,
-        "x_ptr": x,
-        **_norm_arguments(norm),
-        "partial_ptr": partial,
-        "hidden": hidden,
-        "tokens": tokens,
-        "channels": channels,
-        "chunks": chunks,
-        "chunks_of_split": chunks_of_split,
-        "stride_dy_b": dy.stride(0),
-        "stride_dy_d": dy.stride(1),
-        "stride_x_b": x.stride(0),
-        "stride_x_s": x.stride(1),
-        "stride_partial_d": 1 if transposed else tokens,
-        "stride_partial_s": hidden if transposed else 1,
-        **constants,
-    }
-    launch(_triton_linear.weight_gradient_kernel, programs * splits, arguments)
-    return partial
-
-
-def _norm_arguments(norm: Norm | None) -> dict[str, torch.Tensor | None]:
-    mean, rstd, weight, bias = norm or (None, None, None, None)
-    return {"mean_ptr": mean, "rstd_ptr": rstd, "norm_weight_ptr": weight, "norm_bias_ptr": bias}
-
-
 def _padded_both_ways(
     to_hidden: dict[str, Any], hidden: int, to_tokens: dict[str, Any], tokens: int
 ) -> tuple[int, int]:
@@ -446,12 +373,3 @@ def _padded_both_ways(
     height = max(round_up(hidden, to_hidden["ROWS"]), round_up(hidden, to_tokens["DEPTH"]))
     width = max(round_up(tokens, to_tokens["ROWS"]), round_up(tokens, to_hidden["DEPTH"]))
     return height, width
-
-
-def _channels_together(x: torch.Tensor) -> torch.Tensor:
-    """Return ``x`` or a copy whose channels lie side by side; the kernels read it more often than a copy does."""
-    return x if x.stride(2) == 1 or x.size(2) == 1 else x.contiguous()
-
-
-def _cdiv(value: int, divisor: int) -> int:
-    return -(-value // divisor)

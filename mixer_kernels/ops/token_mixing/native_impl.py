@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mixer_kernels.ops import _native
+from mixer_kernels.ops.token_mixing import _fake
 
 Optional = torch.Tensor | None
 
@@ -82,69 +83,8 @@ def token_mixing_backward(
     )
 
 
-def _statistics(x: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(x.shape[:2], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
-def _gradient(parameter: Optional, x: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(0) if parameter is None else parameter.new_empty(parameter.shape)
-
-
 if _native.extension is not None:
-
-    @torch.library.register_fake("mixer_kernels::layer_norm_token_linear_fwd")
-    def _(
-        x: torch.Tensor,
-        norm_weight: Optional,
-        norm_bias: Optional,
-        weight: torch.Tensor,
-        bias: Optional,
-        eps: float,
-        activation: int,
-    ) -> tuple[torch.Tensor, ...]:
-        return x.new_empty((x.shape[0], weight.shape[0], x.shape[2])), _statistics(x), _statistics(x)
-
-    @torch.library.register_fake("mixer_kernels::layer_norm_token_linear_bwd")
-    def _(
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        mean: torch.Tensor,
-        rstd: torch.Tensor,
-        norm_weight: Optional,
-        norm_bias: Optional,
-        weight: torch.Tensor,
-        bias: Optional,
-        activation: int,
-    ) -> tuple[torch.Tensor, ...]:
-        return x.new_empty(x.shape), *(_gradient(p, x) for p in (norm_weight, norm_bias, weight, bias))
-
-    @torch.library.register_fake("mixer_kernels::token_mixing_fwd")
-    def _(
-        x: torch.Tensor,
-        norm_weight: Optional,
-        norm_bias: Optional,
-        weight1: torch.Tensor,
-        bias1: Optional,
-        weight2: torch.Tensor,
-        bias2: Optional,
-        eps: float,
-        activation: int,
-    ) -> tuple[torch.Tensor, ...]:
-        return x.new_empty(x.shape), _statistics(x), _statistics(x)
-
-    @torch.library.register_fake("mixer_kernels::token_mixing_bwd")
-    def _(
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        mean: torch.Tensor,
-        rstd: torch.Tensor,
-        norm_weight: Optional,
-        norm_bias: Optional,
-        weight1: torch.Tensor,
-        bias1: Optional,
-        weight2: torch.Tensor,
-        bias2: Optional,
-        activation: int,
-    ) -> tuple[torch.Tensor, ...]:
-        parameters = (norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-        return x.new_empty(x.shape), *(_gradient(p, x) for p in parameters)
+    torch.library.register_fake("mixer_kernels::layer_norm_token_linear_fwd", _fake.layer_norm_token_linear_forward)
+    torch.library.register_fake("mixer_kernels::layer_norm_token_linear_bwd", _fake.backward)
+    torch.library.register_fake("mixer_kernels::token_mixing_fwd", _fake.token_mixing_forward)
+    torch.library.register_fake("mixer_kernels::token_mixing_bwd", _fake.backward)

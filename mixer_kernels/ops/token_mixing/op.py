@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops import _backend, _checks, _tokens
 from mixer_kernels.ops._activation import activation_code
 from mixer_kernels.ops.token_mixing import native_impl, reference, triton_impl
 
@@ -51,7 +51,7 @@ class LayerNormTokenLinearFunction(torch.autograd.Function):
         gradients = IMPLEMENTATIONS[ctx.backend].layer_norm_token_linear_backward(
             dy, *ctx.saved_tensors, ctx.activation
         )
-        return *_wanted(ctx, gradients), None, None, None
+        return *_tokens.wanted(gradients, ctx.needs_input_grad), None, None, None
 
 
 class TokenMixingFunction(torch.autograd.Function):
@@ -88,7 +88,7 @@ class TokenMixingFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
         gradients = IMPLEMENTATIONS[ctx.backend].token_mixing_backward(dy, *ctx.saved_tensors, ctx.activation)
-        return *_wanted(ctx, gradients), None, None, None
+        return *_tokens.wanted(gradients, ctx.needs_input_grad), None, None, None
 
 
 def layer_norm_token_linear(
@@ -130,7 +130,7 @@ def layer_norm_token_linear(
     op = "layer_norm_token_linear"
     code = activation_code(op, activation)
     x, norm_weight, norm_bias = _check_tokens(op, x, norm_weight, norm_bias)
-    weight, bias = _check_linear(op, x, "weight", weight, ("D", x.shape[1]), "bias", bias)
+    weight, bias = _tokens.check_linear(op, x, "weight", weight, ("D", x.shape[1]), "bias", bias)
     name = _choose(op, backend, x)
     if name == _backend.REFERENCE:
         return reference.layer_norm_token_linear(x, norm_weight, norm_bias, weight, bias, eps, activation)
@@ -183,9 +183,9 @@ def token_mixing(
     op = "token_mixing"
     code = activation_code(op, activation)
     x, norm_weight, norm_bias = _check_tokens(op, x, norm_weight, norm_bias)
-    weight1, bias1 = _check_linear(op, x, "weight1", weight1, ("D", x.shape[1]), "bias1", bias1)
+    weight1, bias1 = _tokens.check_linear(op, x, "weight1", weight1, ("D", x.shape[1]), "bias1", bias1)
     second_shape = (x.shape[1], weight1.shape[0])
-    weight2, bias2 = _check_linear(op, x, "weight2", weight2, second_shape, "bias2", bias2)
+    weight2, bias2 = _tokens.check_linear(op, x, "weight2", weight2, second_shape, "bias2", bias2)
     name = _choose(op, backend, x)
     if name == _backend.REFERENCE:
         return reference.token_mixing(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation)
@@ -209,51 +209,14 @@ def _check_tokens(
     op: str, x: torch.Tensor, norm_weight: Optional, norm_bias: Optional
 ) -> tuple[torch.Tensor, Optional, Optional]:
     """Check x and the parameters of its norm; return them as the kernels take them."""
-    _checks.check_tensor(op, "x", x)
-    _checks.check_dims(op, "x", x, "(B, S, C)")
-    if x.shape[1] == 0 or x.shape[2] == 0:
-        raise ValueError(f"{op}: x must have at least one token and one channel, got shape {tuple(x.shape)}")
-    x = _checks.autocast(x)
+    x = _tokens.check_tokens(op, x)
     given = [(n, p) for n, p in (("norm_weight", norm_weight), ("norm_bias", norm_bias)) if p is not None]
     for name, parameter in given:
-        _checks.check_tensor(op, name, parameter)
-        _checks.check_shape(op, name, parameter, (x.shape[2],))
-        _checks.check_device(op, name, parameter, x)
+        _tokens.check_channels(op, name, parameter, x)
         dtype = given[0][1].dtype
         if parameter.dtype not in (x.dtype, torch.float32) or parameter.dtype != dtype:
             raise TypeError(
                 f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, and that of norm_weight, "
                 f"got {parameter.dtype}"
             )
-    return x, _contiguous(norm_weight), _contiguous(norm_bias)
-
-
-def _check_linear(
-    op: str,
-    x: torch.Tensor,
-    weight_name: str,
-    weight: torch.Tensor,
-    shape: tuple[int | str, int],
-    bias_name: str,
-    bias: Optional,
-) -> tuple[torch.Tensor, Optional]:
-    """Check a linear layer over the tokens; return its parameters as the kernels take them."""
-    _checks.check_tensor(op, weight_name, weight)
-    _checks.check_shape(op, weight_name, weight, shape)
-    weight = _checks.autocast(weight)
-    _checks.check_like(op, weight_name, weight, x)
-    if bias is not None:
-        _checks.check_tensor(op, bias_name, bias)
-        _checks.check_shape(op, bias_name, bias, weight.shape[:1])
-        bias = _checks.autocast(bias)
-        _checks.check_like(op, bias_name, bias, x)
-    return weight.contiguous(), _contiguous(bias)
-
-
-def _contiguous(parameter: Optional) -> Optional:
-    return None if parameter is None else parameter.contiguous()
-
-
-def _wanted(ctx: Any, gradients: tuple[torch.Tensor, ...]) -> tuple[Optional, ...]:
-    wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-    return tuple(gradient if wants else None for gradient, wants in wanted)
+    return x, _tokens.contiguous(norm_weight), _tokens.contiguous(norm_bias)

@@ -1,0 +1,66 @@
+"""What the ops over tokens share: checks of (B, S, C) and of a linear layer over S, and what autograd asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mixer_kernels.ops import _checks
+
+Optional = torch.Tensor | None
+
+
+def check_tokens(op: str, x: torch.Tensor) -> torch.Tensor:
+    """Check ``x``, (B, S, C); return it in the dtype of autocast where that is on."""
+    _checks.check_tensor(op, "x", x)
+    _checks.check_dims(op, "x", x, "(B, S, C)")
+    if x.shape[1] == 0 or x.shape[2] == 0:
+        raise ValueError(f"{op}: x must have at least one token and one channel, got shape {tuple(x.shape)}")
+    return _checks.autocast(x)
+
+
+def check_channels(op: str, name: str, parameter: torch.Tensor, x: torch.Tensor) -> None:
+    """Check a parameter of the channels, (C,), up to its dtype, which may be float32 beside an x in half precision."""
+    _checks.check_tensor(op, name, parameter)
+    _checks.check_shape(op, name, parameter, (x.shape[2],))
+    _checks.check_device(op, name, parameter, x)
+
+
+def check_linear(
+    op: str,
+    x: torch.Tensor,
+    weight_name: str,
+    weight: torch.Tensor,
+    shape: Sequence[int | str],
+    bias_name: str,
+    bias: Optional,
+) -> tuple[torch.Tensor, Optional]:
+    """Check a linear layer over the tokens; return its parameters as the kernels take them."""
+    weight = _token_parameter(op, weight_name, weight, shape, x)
+    return weight, None if bias is None else _token_parameter(op, bias_name, bias, weight.shape[:1], x)
+
+
+def contiguous(parameter: Optional) -> Optional:
+    """Return a parameter as the kernels take it."""
+    return None if parameter is None else parameter.contiguous()
+
+
+def wanted(gradients: Sequence[torch.Tensor], needs: Sequence[bool]) -> tuple[Optional, ...]:
+    """Return the gradients of the inputs that need one, None for the others."""
+    return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=False))
+
+
+def fake_gradients(x: torch.Tensor, *parameters: Optional) -> tuple[torch.Tensor, ...]:
+    """Return tensors like the gradients of ``x`` and the parameters, of which an absent one has an empty one."""
+    return x.new_empty(x.shape), *(x.new_empty(0) if p is None else p.new_empty(p.shape) for p in parameters)
+
+
+def _token_parameter(
+    op: str, name: str, parameter: torch.Tensor, shape: Sequence[int | str], x: torch.Tensor
+) -> torch.Tensor:
+    _checks.check_tensor(op, name, parameter)
+    _checks.check_shape(op, name, parameter, shape)
+    parameter = _checks.autocast(parameter)
+    _checks.check_like(op, name, parameter, x)
+    return parameter.contiguous()

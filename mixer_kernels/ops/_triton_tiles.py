@@ -1,0 +1,137 @@
+"""What one program holds at a time, by kernel, arithmetic and chip; a room adds its own kernels to SHARED_TILES.
+
+Chosen by what compiles without spills, and on sm_90 with wgmma instructions that overlap; no GPU has measured them yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from mixer_kernels.ops import _triton
+
+
+class Tile(NamedTuple):
+    """What one program holds of a product."""
+
+    # On the 64-granular side: channels, or hidden units in a weight gradient.
+    wide: int
+    # The most rows on the side of the strips, and the widest strip.
+    narrow: int
+    strip: int
+    # Steps of the reduction at a time.
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+# (kernel, arithmetic) -> chip -> tile.
+Tiles = Mapping[tuple[str, str], Mapping[str, Tile]]
+
+# Arithmetic: "half" is float16 and bfloat16, "odd half" the same with rows that do not start on 16 bytes; "tf32" and
+# "ieee" are the two ways of float32, the second without matrix instructions on NVIDIA. Chip: one for each generation.
+SHARED_TILES: dict[tuple[str, str], dict[str, Tile]] = {
+    ("weight_gradient", "half"): {
+        "sm_80": Tile(128, 128, 64, 32, num_warps=8, num_stages=3),
+        "sm_90": Tile(128, 256, 64, 64, num_warps=8, num_stages=3),
+        "sm_100": Tile(128, 256, 128, 64, num_warps=8, num_stages=2),
+        "gfx942": Tile(64, 128, 64, 32, num_warps=4, num_stages=2),
+    },
+    ("any", "odd half"): {
+        "sm_80": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
+        "sm_90": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
+        "sm_100": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
+        "gfx942": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
+    },
+    ("any", "tf32"): {
+        "sm_80": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
+        "sm_90": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
+        "sm_100": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
+    },
+    ("weight_gradient", "ieee"): {
+        "sm_80": Tile(32, 64, 64, 16, num_warps=8, num_stages=1),
+        "sm_90": Tile(32, 64, 64, 16, num_warps=8, num_stages=1),
+        "sm_100": Tile(32, 64, 64, 16, num_warps=8, num_stages=2),
+        "gfx942": Tile(64, 64, 64, 16, num_warps=4, num_stages=2),
+    },
+    ("any", "ieee"): {
+        "sm_80": Tile(64, 64, 64, 16, num_warps=8, num_stages=1),
+        "sm_90": Tile(64, 64, 64, 16, num_warps=8, num_stages=1),
+        "sm_100": Tile(64, 64, 64, 16, num_warps=8, num_stages=1),
+        "gfx942": Tile(64, 64, 64, 16, num_warps=4, num_stages=2),
+    },
+}
+
+# Programs of a weight gradient: one for each processor of an H200. A constant, so that every GPU gives the same bits.
+SPLIT_PROGRAMS = 132
+
+
+def block(tiles: Tiles, kernel: str, x: torch.Tensor) -> dict[str, Any]:
+    """Return the constants of a launch of ``kernel``, which computes blocks of rows and channels."""
+    return _constants(_tile(tiles, kernel, x), x)
+
+
+def in_strips(tiles: Tiles, kernel: str, x: torch.Tensor, rows: int) -> dict[str, Any]:
+    """Return the constants of a launch of ``kernel``, which computes strips of ``rows`` rows in all."""
+    return with_strips(_tile(tiles, kernel, x), x, rows)
+
+
+def with_strips(tile: Tile, x: torch.Tensor, rows: int) -> dict[str, Any]:
+    """Return the constants of a launch with this tile, cut into strips."""
+    widths = strips(rows, tile)
+    return _constants(tile, x) | {"STRIPS": widths, "ROWS": sum(widths)}
+
+
+def strips(rows: int, tile: Tile) -> tuple[int, ...]:
+    """Return widths of strips that cover ``rows`` rows, or as many of them as one of several programs takes."""
+    programs = -(-rows // tile.narrow)
+    left = -(-rows // programs)
+    widths = []
+    while left > 0:
+        cover = max(16, 1 << (left - 1).bit_length())
+        # A half and then more strips, if that saves more than one step of 16.
+        width = cover if cover - left <= 16 else cover // 2
+        widths.append(min(width, tile.strip))
+        left -= widths[-1]
+    return tuple(widths)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple that is no less than ``value``."""
+    return -(-value // multiple) * multiple
+
+
+def input_precision(x: torch.Tensor) -> str:
+    """Return how a product of float32 numbers may be computed: "tf32" where PyTorch's own would be, else "ieee"."""
+    allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed and _triton.target().startswith("sm_") else "ieee"
+
+
+def chip() -> str:
+    """Return the chip in the tables that comes closest to the one that kernels are compiled for."""
+    target = _triton.target()
+    if not target.startswith("sm_"):
+        return "gfx942"
+    capability = int(target.removeprefix("sm_"))
+    # The Blackwell of workstations, sm_120, has the matrix instructions of sm_80 and about its shared memory.
+    return "sm_80" if capability < 90 or capability >= 120 else "sm_90" if capability < 100 else "sm_100"
+
+
+def _tile(tiles: Tiles, kernel: str, x: torch.Tensor) -> Tile:
+    half = "half" if x.size(2) % 8 == 0 else "odd half"
+    arithmetic = half if x.element_size() == 2 else input_precision(x)
+    chips = tiles.get((kernel, arithmetic)) or tiles["any", arithmetic]
+    return chips[chip()]
+
+
+def _constants(tile: Tile, x: torch.Tensor) -> dict[str, Any]:
+    return {
+        "PRECISION": input_precision(x),
+        "ROWS": tile.narrow,
+        "WIDE": tile.wide,
+        "DEPTH": tile.depth,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+    }
