@@ -747,7 +747,8 @@ def test_in_evaluation_the_depthwise_half_is_rounded_once(device, backend, dtype
     x = torch.randn(3, 6, 13, 14, device=device, dtype=dtype)
     with torch.no_grad():
         y, expected = fused(x), exact(x.double())
-    assert ((y - expected).abs() <= expected.abs() * torch.finfo(dtype).eps / 1.9 + 1e-5).all()
+    # Half a unit in the last place, and what a short polynomial for GELU is off by.
+    assert ((y - expected).abs() <= expected.abs() * torch.finfo(dtype).eps / 1.9 + 1e-4).all()
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "common/arguments.h"
@@ -29,7 +30,8 @@ inline Geometry check_geometry(c10::IntArrayRef kernel, c10::IntArrayRef stride,
   TORCH_CHECK_VALUE(is_positive_pair(kernel), op, ": kernel_size must be two positive numbers, got ", kernel);
   TORCH_CHECK_VALUE(is_positive_pair(stride), op, ": stride must be two positive numbers, got ", stride);
   TORCH_CHECK_VALUE(is_positive_pair(dilation), op, ": dilation must be two positive numbers, got ", dilation);
-  TORCH_CHECK_VALUE(padding.size() == 4, op, ": padding must be four numbers, got ", padding);
+  TORCH_CHECK_VALUE(padding.size() == 4 && *std::min_element(padding.begin(), padding.end()) >= 0, op,
+                    ": padding must be four numbers that are not negative, got ", padding);
   return {{kernel[0], kernel[1]}, {stride[0], stride[1]}, {dilation[0], dilation[1]}, {padding[0], padding[2]}};
 }
 
@@ -45,15 +47,17 @@ inline void check_map(const char* name, const at::Tensor& x) {
                     x.sizes());
 }
 
-inline Extent convolved_size(const at::Tensor& x, const Geometry& geometry, c10::IntArrayRef padding) {
+inline Extent size_of(const at::Tensor& x) { return {x.size(2), x.size(3)}; }
+
+inline Extent convolved_size(Extent x, const Geometry& geometry, c10::IntArrayRef padding) {
   const auto size = [](int64_t size, int64_t before, int64_t after, int64_t taps, int64_t stride, int64_t dilation) {
     const int64_t room = size + before + after - dilation * (taps - 1) - 1;
     TORCH_CHECK_VALUE(room >= 0, "depthwise_conv2d: x must reach, with its padding, over the kernel, got size ", size);
     return room / stride + 1;
   };
   const auto& [kernel, stride, dilation, unused] = geometry;
-  return {size(x.size(2), padding[0], padding[1], kernel.h, stride.h, dilation.h),
-          size(x.size(3), padding[2], padding[3], kernel.w, stride.w, dilation.w)};
+  return {size(x.h, padding[0], padding[1], kernel.h, stride.h, dilation.h),
+          size(x.w, padding[2], padding[3], kernel.w, stride.w, dilation.w)};
 }
 
 // An uninitialised map in the memory format of x.
@@ -94,7 +98,7 @@ void bind_depthwise_conv2d(torch::Library& m) {
            check_channels("bias", bias, x, false);
            check_channels("scale", scale, x, true);
            check_channels("shift", shift, x, true);
-           at::Tensor y = empty_map(x, convolved_size(x, geometry, padding));
+           at::Tensor y = empty_map(x, convolved_size(size_of(x), geometry, padding));
            if (residual) check_argument(op, "residual", *residual, x, x.scalar_type(), y.sizes());
            if (y.numel() > 0) Kernels::forward(x, weight, bias, scale, shift, residual, geometry, activation, y);
            return y;
@@ -107,7 +111,7 @@ void bind_depthwise_conv2d(torch::Library& m) {
            const auto [kernel_h, kernel_w] = geometry.kernel;
            check_argument(op, "weight", weight, x, x.scalar_type(), {x.size(1), 1, kernel_h, kernel_w});
            check_channels("bias", bias, x, false);
-           at::Tensor z = empty_map(x, convolved_size(x, geometry, padding));
+           at::Tensor z = empty_map(x, convolved_size(size_of(x), geometry, padding));
            at::Tensor mean = empty_sums(x), var = empty_sums(x);
            if (z.numel() > 0) {
              Kernels::statistics(x, weight, bias, geometry, activation, z, mean, var);
@@ -124,6 +128,8 @@ void bind_depthwise_conv2d(torch::Library& m) {
            const Geometry geometry = check_geometry(kernel_of(weight), stride, padding, dilation);
            const auto [kernel_h, kernel_w] = geometry.kernel;
            check_argument(op, "weight", weight, dz, dz.scalar_type(), {dz.size(1), 1, kernel_h, kernel_w});
+           const Extent size = convolved_size({height, width}, geometry, padding);
+           check_argument(op, "dz", dz, dz, dz.scalar_type(), {dz.size(0), dz.size(1), size.h, size.w});
            at::Tensor dx = empty_map(dz, {height, width});
            if (residual) check_argument(op, "residual", *residual, dz, dz.scalar_type(), dx.sizes());
            if (dx.numel() > 0) Kernels::backward_input(dz, weight, residual, geometry, dx);
@@ -134,7 +140,7 @@ void bind_depthwise_conv2d(torch::Library& m) {
             c10::IntArrayRef padding, c10::IntArrayRef dilation) {
            check_map("x", x);
            const Geometry geometry = check_geometry(kernel, stride, padding, dilation);
-           const Extent size = convolved_size(x, geometry, padding);
+           const Extent size = convolved_size(size_of(x), geometry, padding);
            check_argument(op, "dz", dz, x, x.scalar_type(), {x.size(0), x.size(1), size.h, size.w});
            at::Tensor dweight = at::empty({x.size(1), 1, kernel[0], kernel[1]}, x.options());
            at::Tensor dbias = at::empty({x.size(1)}, x.options());
@@ -152,7 +158,7 @@ void bind_depthwise_conv2d(torch::Library& m) {
     check_channels("scale", scale, z, true);
     check_channels("shift", shift, z, true);
     if (residual) check_argument(op, "residual", *residual, z, z.scalar_type(), z.sizes());
-    at::Tensor y = empty_map(z, {z.size(2), z.size(3)});
+    at::Tensor y = empty_map(z, size_of(z));
     if (y.numel() > 0) Kernels::epilogue_forward(z, scale, shift, residual, activation, y);
     return y;
   });
@@ -175,7 +181,7 @@ void bind_depthwise_conv2d(torch::Library& m) {
     check_map("z", z);
     check_argument(op, "dy", dy, z, z.scalar_type(), z.sizes());
     for (const OptionalTensor& coefficient : {c0, c1, c2}) check_channels("coefficient", coefficient, z, true);
-    at::Tensor dz = empty_map(z, {z.size(2), z.size(3)});
+    at::Tensor dz = empty_map(z, size_of(z));
     if (dz.numel() > 0) Kernels::epilogue_backward(dy, z, c0, c1, c2, activation, dz);
     return dz;
   });

@@ -66,8 +66,19 @@ namespace {
 
 template <typename scalar_t>
 Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* weight, const Geometry& g, Extent out) {
-  return {x.size(0), x.size(1),           {x.size(2), x.size(3)}, out,    g.kernel, g.stride, g.dilation, g.padding,
-          {1, 1},    TileGrid::tile(out), Map<const scalar_t>(x), weight, false};
+  return {x.size(0),
+          x.size(1),
+          size_of(x),
+          out,
+          g.kernel,
+          g.stride,
+          g.dilation,
+          g.padding,
+          {1, 1},
+          TileGrid::tile(out),
+          Map<const scalar_t>(x),
+          weight,
+          false};
 }
 
 template <typename scalar_t>
@@ -88,7 +99,7 @@ struct CpuKernels : CpuEpilogue {
       const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
       const auto scales = padded_parameter<scalar_t>(scale, x.size(1), 1);
       const auto shifts = padded_parameter<scalar_t>(shift, x.size(1), 0);
-      convolve(forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, {y.size(2), y.size(3)}),
+      convolve(forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(y)),
                Epilogue<scalar_t>{biases.get(), scales.get(), shifts.get(), Map<const scalar_t>(residual),
                                   static_cast<Activation>(activation)},
                y);
@@ -105,7 +116,7 @@ struct CpuKernels : CpuEpilogue {
       const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
       const auto ones = padded_parameter<scalar_t>({}, x.size(1), 1),
                  zeros = padded_parameter<scalar_t>({}, x.size(1), 0);
-      const auto c = forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, {z.size(2), z.size(3)});
+      const auto c = forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(z));
       const int64_t lanes = select_isa(&baseline::lanes_of<scalar_t>, &avx2::lanes_of<scalar_t>,
                                        &avx512::lanes_of<scalar_t>, &avx512_bf16::lanes_of<scalar_t>)();
       const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
@@ -124,11 +135,11 @@ struct CpuKernels : CpuEpilogue {
       const at::Tensor whole = weight.contiguous();
       const auto ones = padded_parameter<scalar_t>({}, dz.size(1), 1);
       const auto zeros = padded_parameter<scalar_t>({}, dz.size(1), 0);
-      const Extent out{dx.size(2), dx.size(3)};
+      const Extent out = size_of(dx);
       const Extent offset{(g.kernel.h - 1) * g.dilation.h - g.padding.h, (g.kernel.w - 1) * g.dilation.w - g.padding.w};
       const Correlation<scalar_t> c{dz.size(0),
                                     dz.size(1),
-                                    {dz.size(2), dz.size(3)},
+                                    size_of(dz),
                                     out,
                                     g.kernel,
                                     {1, 1},
@@ -149,7 +160,7 @@ struct CpuKernels : CpuEpilogue {
                               const at::Tensor& dweight, const at::Tensor& dbias) {
     dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
       using scalar_t = typename decltype(tag)::type;
-      const auto c = forward_correlation<scalar_t>(x, nullptr, geometry, {dz.size(2), dz.size(3)});
+      const auto c = forward_correlation<scalar_t>(x, nullptr, geometry, size_of(dz));
       select_isa(&baseline::depthwise_weight_gradient<scalar_t>, &avx2::depthwise_weight_gradient<scalar_t>,
                  &avx512::depthwise_weight_gradient<scalar_t>, &avx512_bf16::depthwise_weight_gradient<scalar_t>)(
           c, Map<const scalar_t>(dz), dweight.mutable_data_ptr<scalar_t>(), dbias.mutable_data_ptr<scalar_t>());

@@ -359,11 +359,10 @@ void store_tile(const TileOfMap& tile, acc_type<scalar_t>* values, const acc_typ
   }
 }
 
-// sums[lane] = the sum of f(pixel): short sums in the accumulator's type, the rest in float64.
+// sums[lane] += the sum of f(pixel): short sums in the accumulator's type, the rest in float64.
 template <typename acc_t, typename F>
-void sum_pixels(int64_t pixels, const F& f, double* sums) {
+void add_pixels(int64_t pixels, const F& f, double* sums) {
   constexpr int64_t lanes = kLanes<acc_t>, kFew = 16;
-  std::fill_n(sums, lanes, 0.0);
   for (int64_t first = 0; first < pixels; first += kFew) {
     Vector<acc_t> few{};
     for (int64_t p = first; p < std::min(first + kFew, pixels); ++p) few += f(p);
@@ -376,14 +375,16 @@ template <typename acc_t>
 void tile_moments(const acc_t* values, int64_t pixels, double* mean, double* deviations) {
   constexpr int64_t lanes = kLanes<acc_t>;
   const auto value = [&](int64_t p) { return load(values + p * lanes); };
-  sum_pixels<acc_t>(pixels, value, mean);
+  std::fill_n(mean, lanes, 0.0);
+  add_pixels<acc_t>(pixels, value, mean);
   Vector<acc_t> center;
   for (int64_t lane = 0; lane < lanes; ++lane) {
     mean[lane] /= static_cast<double>(pixels);
     center[lane] = static_cast<acc_t>(mean[lane]);
   }
   const auto square = [&](int64_t p) { return (value(p) - center) * (value(p) - center); };
-  sum_pixels<acc_t>(pixels, square, deviations);
+  std::fill_n(deviations, lanes, 0.0);
+  add_pixels<acc_t>(pixels, square, deviations);
 }
 
 template <typename scalar_t, typename operand_t>
@@ -488,7 +489,7 @@ class LaneCorrelation {
     for (int64_t i = 0; i < pixels_; ++i) offsets_.get()[i] = x_.offset(i * kUnitDepth<operand_t> * c.stride.w);
   }
 
-  void add(const TileOfMap& tile, acc_t* dweight, acc_t* dbias) {
+  void add(const TileOfMap& tile, acc_t* dweight, double* dbias) {
     const int64_t in_rows = input_size(tile.rows, c_.stride.h, c_.kernel.h, c_.dilation.h);
     x_.fill(c_.x, c_.in, c_.spread, tile.image, tile.channel, tile.channels, tile.row * c_.stride.h - c_.offset.h,
             tile.column * c_.stride.w - c_.offset.w, in_rows);
@@ -509,20 +510,17 @@ class LaneCorrelation {
   }
 
  private:
-  void fill_dz(const TileOfMap& tile, acc_t* dbias) {
+  void fill_dz(const TileOfMap& tile, double* dbias) {
     const int64_t dz_row = pixels_ * lanes;
     auto* const units = dz_.get();
     std::fill_n(units, dz_row, unit_type<operand_t>(0));
     std::fill_n(units + (tile.rows + 1) * dz_row, dz_row, unit_type<operand_t>(0));
     acc_t* const natural = natural_.get();
-    Vector<acc_t> total{};
     for (int64_t r = 0; r < tile.rows; ++r) {
       load_pixels(dz_map_, dz_map_.pixel(tile.image, tile.channel, tile.row + r, tile.column), tile.channels,
                   tile.columns, natural);
       std::fill(natural + tile.columns * lanes, natural + kUnitDepth<operand_t> * dz_row, acc_t(0));
-      Vector<acc_t> sum{};
-      for (int64_t i = 0; i < tile.columns; ++i) sum += load(natural + i * lanes);
-      total += sum;
+      add_pixels<acc_t>(tile.columns, [&](int64_t i) { return load(natural + i * lanes); }, dbias);
       for (int64_t i = 0; i < pixels_; ++i) {
         auto* const to = units + (r + 1) * dz_row + i * lanes;
         if constexpr (kUnitDepth<operand_t> == 2) {
@@ -532,7 +530,6 @@ class LaneCorrelation {
         }
       }
     }
-    store(dbias, load(dbias) + total);
   }
 
   const Correlation<scalar_t>& c_;
@@ -552,9 +549,11 @@ void depthwise_weight_gradient(const Correlation<scalar_t>& c, const Map<const s
   using operand_t = operand_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
-  const int64_t taps = c.kernel.h * c.kernel.w, size = (taps + 1) * lanes;
+  const int64_t taps = c.kernel.h * c.kernel.w, size = taps * lanes;
   const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / grid.blocks(), 1, grid.tasks_of_block());
-  Scratch<acc_t> sums(grid.blocks() * parts * size);
+  const Scratch<acc_t> sums(grid.blocks() * parts * size);
+  const Scratch<double> bias_sums(grid.blocks() * parts * lanes);
+  std::fill_n(bias_sums.get(), grid.blocks() * parts * lanes, 0.0);
   at::parallel_for(0, grid.blocks() * parts, 1, [&](int64_t begin, int64_t end) {
     LaneCorrelation<scalar_t, operand_t> correlation(c, dz);
     for (int64_t index = begin; index < end; ++index) {
@@ -562,7 +561,7 @@ void depthwise_weight_gradient(const Correlation<scalar_t>& c, const Map<const s
       acc_t* const to = sums.get() + index * size;
       std::fill_n(to, size, acc_t(0));
       for (int64_t task = part * tasks / parts; task < (part + 1) * tasks / parts; ++task) {
-        correlation.add(grid[block * tasks + task], to, to + taps * lanes);
+        correlation.add(grid[block * tasks + task], to, bias_sums.get() + index * lanes);
       }
     }
   });
@@ -572,12 +571,15 @@ void depthwise_weight_gradient(const Correlation<scalar_t>& c, const Map<const s
       for (int64_t part = 1; part < parts; ++part) {
         for (int64_t i = 0; i < size; ++i) total[i] += total[part * size + i];
       }
+      const double* const bias_total = bias_sums.get() + block * parts * lanes;
       const int64_t channel = block * lanes, channels = std::min(lanes, c.channels - channel);
       for (int64_t lane = 0; lane < channels; ++lane) {
         for (int64_t tap = 0; tap < taps; ++tap) {
           dweight[(channel + lane) * taps + tap] = static_cast<scalar_t>(total[tap * lanes + lane]);
         }
-        dbias[channel + lane] = static_cast<scalar_t>(total[taps * lanes + lane]);
+        double sum = 0;
+        for (int64_t part = 0; part < parts; ++part) sum += bias_total[part * lanes + lane];
+        dbias[channel + lane] = static_cast<scalar_t>(static_cast<acc_t>(sum));
       }
     }
   });

@@ -10,7 +10,8 @@ struct Piece {
   int64_t row, first, size, width;
 };
 
-constexpr int64_t kLongestPiece = 512;
+// A few vectors: what is added up in float32 is a short sum.
+constexpr int64_t kLongestPiece = 32 * kLanes<float>;
 
 // Calls f(piece) for the pieces of rows [begin, end).
 template <typename acc_t, typename F>
@@ -77,20 +78,20 @@ void epilogue_sums(const EpilogueSums<scalar_t>& e) {
   using acc_t = acc_type<scalar_t>;
   const Matrix& matrix = e.matrix;
   const int64_t channels = matrix.channels;
-  // Sums of a few rows first: long ones of one element at a time lose digits.
-  constexpr int64_t kRowsPerSum = 64;
+  // Sums of a few rows in the accumulator's type, the rest in float64: long ones lose digits.
+  constexpr int64_t kRowsPerSum = 16;
   const int64_t parts = matrix.channels_last
                             ? std::clamp<int64_t>(matrix.rows / rows_per_task(matrix.columns), 1, at::get_num_threads())
                             : matrix.rows / channels;
   const int64_t width = whole_vectors<acc_t>(channels);
-  Scratch<acc_t> sums(parts * 2 * width);
-  std::fill_n(sums.get(), parts * 2 * width, acc_t(0));
+  Scratch<double> sums(parts * 2 * width);
+  std::fill_n(sums.get(), parts * 2 * width, 0.0);
 
   if (matrix.channels_last) {
     at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
       const Scratch<acc_t> dy(kLongestPiece), act(kLongestPiece), few(2 * width);
       for (int64_t part = first; part < last; ++part) {
-        acc_t* const total = sums.get() + part * 2 * width;
+        double* const total = sums.get() + part * 2 * width;
         const int64_t end = (part + 1) * matrix.rows / parts;
         for (int64_t row = part * matrix.rows / parts; row < end; row += kRowsPerSum) {
           std::fill_n(few.get(), 2 * width, acc_t(0));
@@ -114,20 +115,22 @@ void epilogue_sums(const EpilogueSums<scalar_t>& e) {
           sum_dy += d;
           sum_product += product;
         });
-        acc_t* const to = sums.get() + piece.row / channels * 2 * width + piece.row % channels;
-        to[0] += sum_lanes<acc_t>(sum_dy);
-        to[width] += sum_lanes<acc_t>(sum_product);
+        double* const to = sums.get() + piece.row / channels * 2 * width + piece.row % channels;
+        for (int64_t lane = 0; lane < kLanes<acc_t>; ++lane) {
+          to[0] += sum_dy[lane];
+          to[width] += sum_product[lane];
+        }
       });
     });
   }
   for (int64_t channel = 0; channel < channels; ++channel) {
-    acc_t total_dy = 0, total_product = 0;
+    double total_dy = 0, total_product = 0;
     for (int64_t part = 0; part < parts; ++part) {
       total_dy += sums.get()[part * 2 * width + channel];
       total_product += sums.get()[(part * 2 + 1) * width + channel];
     }
-    e.sum_dy[channel] = total_dy;
-    e.sum_dy_act[channel] = total_product;
+    e.sum_dy[channel] = static_cast<acc_t>(total_dy);
+    e.sum_dy_act[channel] = static_cast<acc_t>(total_product);
   }
 }
 

@@ -67,7 +67,8 @@ def _convolve(
         # PyTorch's own kernels never return with few channels and a large kernel, bfloat16 in channels_last and float16
         # in either layout. They accumulate in float32, too.
         bias = None if bias is None else bias.float()
-        return _convolve(x.float(), weight.float(), bias, stride, padding, dilation).to(x.dtype)
+        with torch.autocast("cpu", enabled=False):
+            return _convolve(x.float(), weight.float(), bias, stride, padding, dilation).to(x.dtype)
     top, bottom, left, right = padding
     if (top, left) != (bottom, right):
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
