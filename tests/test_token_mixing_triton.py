@@ -83,8 +83,10 @@ def ours(op: str, dy: torch.Tensor, tensors: list[torch.Tensor | None], activati
     return [y, *gradients]
 
 
-def check(op: str, x: torch.Tensor, rest: list[torch.Tensor | None], activation: int = 2, dy: Any = None) -> None:
-    """Compare y and every gradient with float64 and with PyTorch in the same dtype."""
+def compare(
+    op: str, x: torch.Tensor, rest: list[torch.Tensor | None], activation: int = 2, dy: Any = None
+) -> list[tuple[torch.Tensor, ...]]:
+    """Return y and every gradient: ours, PyTorch's in the same dtype, and those in float64."""
     tensors = [x, *rest]
     if dy is None:
         dy = random(x.size(0), x.size(1) if op == MIXING else len(rest[2]), x.size(2), dtype=x.dtype)
@@ -92,13 +94,21 @@ def check(op: str, x: torch.Tensor, rest: list[torch.Tensor | None], activation:
     actual = ours(op, dy, tensors, activation)
     pytorch = plain_gradients(op, dy, tensors, activation)
     exact = plain_gradients(op, dy.double(), wide, activation)
+    results = []
     for one, other, truth, tensor in zip(actual, pytorch, exact, [x, *tensors], strict=True):
         assert one.is_contiguous()
         if tensor is None:
             assert one.shape == (0,)
             assert one.dtype == x.dtype
         else:
-            assert_as_accurate(one, other, truth)
+            results.append((one, other, truth))
+    return results
+
+
+def check(op: str, x: torch.Tensor, rest: list[torch.Tensor | None], activation: int = 2, dy: Any = None) -> None:
+    """Hold y and every gradient to the rule of tolerances.py."""
+    for result in compare(op, x, rest, activation, dy):
+        assert_as_accurate(*result)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -127,7 +137,13 @@ def test_activations(op: str, dtype: torch.dtype, activation: int, variant: str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_odd_shapes(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    check(op, random(*shape[:3], dtype=dtype), parameters(op, shape, dtype))
+    # The ratio of two errors of fewer elements is luck.
+    few = 32
+    draws = [compare(op, random(*shape[:3], dtype=dtype), parameters(op, shape, dtype))]
+    while len(draws) * min(one.numel() for one, *_ in draws[0]) < few:
+        draws.append(compare(op, random(*shape[:3], dtype=dtype), parameters(op, shape, dtype)))
+    for same in zip(*draws, strict=True):
+        assert_as_accurate(*(torch.cat([value.flatten() for value in values]) for values in zip(*same, strict=True)))
 
 
 @pytest.mark.parametrize("activation", [0, 2], ids=lambda code: str(ACTIVATIONS[code]))

@@ -27,10 +27,42 @@ inline void store(T* to, Vector<T> value) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
 }
 
+// Past the caches, so that a line that is overwritten as a whole is not read first. `to` is aligned to the vector; who
+// streams calls end_of_stream() before others read.
+template <typename T>
+inline void stream(T* to, Vector<T> value) {
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
+    return;
+  }
+#endif
+  store(to, value);
+}
+
+inline void end_of_stream() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 template <typename T>
 inline Vector<T> broadcast(T value) {
   // Compilers drop `- 0`, but not `+ 0`, which turns -0 into 0.
   return value - Vector<T>{};
+}
+
+// Keeps a vector, or an address, in a register: compilers else load the vector again for each of its uses, or hold an
+// address for each offset from it.
+template <typename T>
+inline void keep_in_register(T& value) {
+#if defined(__x86_64__)
+  if constexpr (std::is_pointer_v<T>) {
+    asm("" : "+r"(value));
+  } else {
+    asm("" : "+v"(value));
+  }
+#endif
 }
 
 template <typename T>

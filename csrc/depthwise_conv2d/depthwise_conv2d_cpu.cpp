@@ -33,10 +33,11 @@ struct Correlation {
   Extent tile;  // of outputs, that a task computes
   Map<const scalar_t> x;
   const scalar_t* weight;  // (C, 1, KH, KW)
-  bool flipped;
+  bool flipped, amx;
+  int64_t group;  // blocks of channels of a task, a vector wide each
 };
 
-// residual + scale * act(z + bias) + shift, with zeros behind the parameters up to whole vectors.
+// residual + scale * act(z + bias) + shift, with zeros behind the parameters up to whole vectors; bias may be null.
 template <typename scalar_t>
 struct Epilogue {
   const acc_of<scalar_t>*bias, *scale, *shift;
@@ -64,6 +65,9 @@ inline int64_t input_size(int64_t outputs, int64_t stride, int64_t taps, int64_t
 namespace mixer_kernels {
 namespace {
 
+// With the channels side by side in memory a task takes a few cache lines of each pixel.
+int64_t group_of(const at::Tensor& x) { return x.stride(1) == 1 && x.size(1) > 1 ? 4 : 1; }
+
 template <typename scalar_t>
 Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* weight, const Geometry& g, Extent out) {
   return {x.size(0),
@@ -78,7 +82,9 @@ Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* w
           TileGrid::tile(out),
           Map<const scalar_t>(x),
           weight,
-          false};
+          false,
+          cpu_isa() == Isa::kAmx,
+          group_of(x)};
 }
 
 template <typename scalar_t>
@@ -100,8 +106,8 @@ struct CpuKernels : CpuEpilogue {
       const auto scales = padded_parameter<scalar_t>(scale, x.size(1), 1);
       const auto shifts = padded_parameter<scalar_t>(shift, x.size(1), 0);
       convolve(forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(y)),
-               Epilogue<scalar_t>{biases.get(), scales.get(), shifts.get(), Map<const scalar_t>(residual),
-                                  static_cast<Activation>(activation)},
+               Epilogue<scalar_t>{bias ? biases.get() : nullptr, scales.get(), shifts.get(),
+                                  Map<const scalar_t>(residual), static_cast<Activation>(activation)},
                y);
     });
   }
@@ -117,14 +123,14 @@ struct CpuKernels : CpuEpilogue {
       const auto ones = padded_parameter<scalar_t>({}, x.size(1), 1),
                  zeros = padded_parameter<scalar_t>({}, x.size(1), 0);
       const auto c = forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(z));
-      const int64_t lanes = select_isa(&baseline::lanes_of<scalar_t>, &avx2::lanes_of<scalar_t>,
-                                       &avx512::lanes_of<scalar_t>, &avx512_bf16::lanes_of<scalar_t>)();
-      const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
-      const Scratch<double> means(grid.tasks() * lanes), deviations(grid.tasks() * lanes);
-      convolve(c, Epilogue<scalar_t>{biases.get(), ones.get(), zeros.get(), {}, static_cast<Activation>(activation)}, z,
-               {means.get(), deviations.get()});
-      merge_moments(grid, lanes, means.get(), deviations.get(), mean.mutable_data_ptr<acc_t>(),
-                    var.mutable_data_ptr<acc_t>());
+      const TileGrid grid = select_isa(&baseline::grid_of<scalar_t>, &avx2::grid_of<scalar_t>,
+                                       &avx512::grid_of<scalar_t>, &avx512_bf16::grid_of<scalar_t>)(c);
+      const Scratch<double> means(grid.tasks() * grid.block()), deviations(grid.tasks() * grid.block());
+      convolve(c,
+               Epilogue<scalar_t>{
+                   bias ? biases.get() : nullptr, ones.get(), zeros.get(), {}, static_cast<Activation>(activation)},
+               z, {means.get(), deviations.get()});
+      merge_moments(grid, means.get(), deviations.get(), mean.mutable_data_ptr<acc_t>(), var.mutable_data_ptr<acc_t>());
     });
   }
 
@@ -149,10 +155,12 @@ struct CpuKernels : CpuEpilogue {
                                     TileGrid::tile(out),
                                     Map<const scalar_t>(dz),
                                     whole.const_data_ptr<scalar_t>(),
-                                    true};
-      convolve(
-          c, Epilogue<scalar_t>{zeros.get(), ones.get(), zeros.get(), Map<const scalar_t>(residual), Activation::kNone},
-          dx);
+                                    true,
+                                    cpu_isa() == Isa::kAmx,
+                                    group_of(dz)};
+      convolve(c,
+               Epilogue<scalar_t>{nullptr, ones.get(), zeros.get(), Map<const scalar_t>(residual), Activation::kNone},
+               dx);
     });
   }
 
@@ -170,16 +178,16 @@ struct CpuKernels : CpuEpilogue {
  private:
   // Of all tiles of a channel, one after another (Chan, Golub and LeVeque): no difference of large numbers.
   template <typename acc_t>
-  static void merge_moments(const TileGrid& grid, int64_t lanes, const double* means, const double* deviations,
-                            acc_t* mean, acc_t* var) {
+  static void merge_moments(const TileGrid& grid, const double* means, const double* deviations, acc_t* mean,
+                            acc_t* var) {
     for (int64_t channel = 0; channel < grid.channels(); ++channel) {
-      const int64_t block = channel / lanes, lane = channel % lanes;
+      const int64_t size = grid.block(), block = channel / size, lane = channel % size;
       double count = 0, center = 0, squares = 0;
       for (int64_t task = block * grid.tasks_of_block(); task < (block + 1) * grid.tasks_of_block(); ++task) {
         const TileOfMap tile = grid[task];
         const double pixels = static_cast<double>(tile.rows * tile.columns);
-        const double apart = means[task * lanes + lane] - center;
-        squares += deviations[task * lanes + lane] + apart * apart * count * pixels / (count + pixels);
+        const double apart = means[task * size + lane] - center;
+        squares += deviations[task * size + lane] + apart * apart * count * pixels / (count + pixels);
         count += pixels;
         center += apart * pixels / count;
       }

@@ -14,10 +14,21 @@
 // of 16.
 constexpr int kBlockPixels = kVectorBytes == 64 ? 12 : 6;
 
-// How many channels a block has.
 template <typename scalar_t>
-int64_t lanes_of() {
-  return kLanes<acc_type<scalar_t>>;
+TileGrid grid_of(const Correlation<scalar_t>& c) {
+  return {c.batch, c.channels, c.group * kLanes<acc_type<scalar_t>>, c.out, c.tile};
+}
+
+// Calls f(block, part) for the parts of a tile that are a vector of channels wide.
+template <typename scalar_t, typename F>
+void for_channel_blocks(const TileOfMap& tile, const F& f) {
+  constexpr int64_t lanes = kLanes<acc_type<scalar_t>>;
+  TileOfMap part = tile;
+  for (int64_t block = 0; block * lanes < tile.channels; ++block) {
+    part.channel = tile.channel + block * lanes;
+    part.channels = std::min(lanes, tile.channels - block * lanes);
+    f(block, part);
+  }
 }
 
 // `pixels` pixels of a row, the channels of a block side by side, as accumulators; zeros behind the last channel.
@@ -27,7 +38,8 @@ void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t c
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   if (map.channel_step == 1 && channels == lanes) {
-    for (int64_t p = 0; p < pixels; ++p) store(to + p * lanes, load_as_acc(from + p * map.column_step));
+    const int64_t step = map.column_step;
+    for (int64_t p = 0; p < pixels; ++p) store(to + p * lanes, load_as_acc(from + p * step));
     return;
   }
   if (map.column_step == 1 && pixels >= lanes) {
@@ -51,14 +63,21 @@ void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t c
   }
 }
 
-// The way back; `map` is dense.
+// The way back; `map` is dense. streamed: past the caches.
 template <typename scalar_t>
 void store_pixels(const acc_type<scalar_t>* from, int64_t channels, int64_t pixels, const Map<scalar_t>& map,
-                  scalar_t* to) {
+                  scalar_t* to, bool streamed) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   if (map.channel_step == 1 && channels == lanes) {
-    for (int64_t p = 0; p < pixels; ++p) store_acc(to + p * map.column_step, load(from + p * lanes));
+    const int64_t step = map.column_step;
+    if constexpr (std::is_same_v<scalar_t, acc_t>) {
+      if (streamed) {
+        for (int64_t p = 0; p < pixels; ++p) stream(to + p * step, load(from + p * lanes));
+        return;
+      }
+    }
+    for (int64_t p = 0; p < pixels; ++p) store_acc(to + p * step, load(from + p * lanes));
     return;
   }
   if (map.column_step == 1 && pixels >= lanes) {
@@ -89,8 +108,7 @@ class PaddedTile {
   static constexpr int64_t lanes = kLanes<acc_t>;
 
   PaddedTile(int64_t rows, int64_t columns, int64_t phases, int64_t pair_step)
-      : rows_(rows),
-        columns_(columns),
+      : columns_(columns),
         phases_(phases),
         run_((columns + phases - 1) / phases),
         pair_step_(kUnitDepth<operand_t> == 2 ? pair_step : 0),
@@ -103,28 +121,21 @@ class PaddedTile {
   int64_t offset(int64_t column) const { return (column % phases_ * run_ + column / phases_) * lanes; }
   const unit_t* row(int64_t index) const { return units_.get() + index * row_step(); }
 
-  // Fills the first `rows` rows from (first_row, first_column) of a plane on, zeros outside of it. The plane is a map
-  // with spread - 1 zeros between its elements.
-  void fill(const Map<const scalar_t>& map, Extent size, Extent spread, int64_t image, int64_t channel,
-            int64_t channels, int64_t first_row, int64_t first_column, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) {
-      unit_t* const to = units_.get() + r * row_step();
-      const int64_t row = first_row + r;
-      const bool empty = row < 0 || row % spread.h != 0 || row / spread.h >= size.h;
-      if (empty) {
-        std::fill_n(to, row_step(), unit_t(0));
-        continue;
-      }
-      const scalar_t* const from = map.pixel(image, channel, row / spread.h, 0);
-      if constexpr (std::is_same_v<unit_t, acc_t>) {
-        if (phases_ == 1) {
-          fill_row(map, from, size.w, spread.w, channels, first_column, to);
-          continue;
-        }
-      }
-      fill_row(map, from, size.w, spread.w, channels, first_column, natural_.get());
-      place(to);
+  // Fills row `index` from (row, first_column) of a plane on, zeros outside of it. The plane is a map with spread - 1
+  // zeros between its elements.
+  void fill(int64_t index, const Map<const scalar_t>& map, Extent size, Extent spread, const TileOfMap& tile,
+            int64_t row, int64_t first_column) {
+    unit_t* const to = units_.get() + index * row_step();
+    if (row < 0 || row % spread.h != 0 || row / spread.h >= size.h) {
+      std::fill_n(to, row_step(), unit_t(0));
+      return;
     }
+    const scalar_t* const from = map.pixel(tile.image, tile.channel, row / spread.h, 0);
+    if constexpr (std::is_same_v<unit_t, acc_t>) {
+      if (phases_ == 1) return fill_row(map, from, size.w, spread.w, tile.channels, first_column, to);
+    }
+    fill_row(map, from, size.w, spread.w, tile.channels, first_column, natural_.get());
+    place(to);
   }
 
  private:
@@ -162,9 +173,38 @@ class PaddedTile {
     }
   }
 
-  int64_t rows_, columns_, phases_, run_, pair_step_;
+  int64_t columns_, phases_, run_, pair_step_;
   Scratch<unit_t> units_;
   Scratch<acc_t> natural_, few_;
+};
+
+// The inputs of a tile of outputs, for every block of channels of a task, row by row: in channels_last the blocks of a
+// pixel are neighbours and pixels lie far apart, so that one block at a time would look up every pixel's page anew.
+template <typename scalar_t, typename operand_t>
+class TileGroup {
+ public:
+  TileGroup(const Correlation<scalar_t>& c, int64_t phases, int64_t pair_step) : c_(c) {
+    for (int64_t block = 0; block < c.group; ++block) {
+      tiles_.emplace_back(input_size(c.tile.h, c.stride.h, c.kernel.h, c.dilation.h),
+                          input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step);
+    }
+  }
+
+  const PaddedTile<scalar_t, operand_t>& operator[](int64_t block) const { return tiles_[block]; }
+
+  void fill(const TileOfMap& tile) {
+    const int64_t rows = input_size(tile.rows, c_.stride.h, c_.kernel.h, c_.dilation.h);
+    const int64_t row = tile.row * c_.stride.h - c_.offset.h, column = tile.column * c_.stride.w - c_.offset.w;
+    for (int64_t r = 0; r < rows; ++r) {
+      for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
+        tiles_[block].fill(r, c_.x, c_.in, c_.spread, part, row + r, column);
+      });
+    }
+  }
+
+ private:
+  const Correlation<scalar_t>& c_;
+  std::vector<PaddedTile<scalar_t, operand_t>> tiles_;
 };
 
 // The kernels of a block of channels, as units: (KH, taps, lanes), where a unit of two elements is two taps of a row.
@@ -227,12 +267,14 @@ __attribute__((always_inline)) inline void add_row(Vector<acc_type<operand_t>> (
                                                    const unit_type<operand_t>* weight) {
   constexpr int64_t lanes = kLanes<acc_type<operand_t>>;
   for (int64_t tap = 0; tap < taps; ++tap) {
-    const unit_type<operand_t>* const in = x + offsets[tap];
+    const unit_type<operand_t>* in = x + offsets[tap];
+    keep_in_register(in);
     UnitVector<operand_t> upper, lower;
     if constexpr (kUpper) upper = load(weight + tap * lanes);
     if constexpr (kLower) lower = load(weight + (tap - taps) * lanes);
     for (int p = 0; p < kPixels; ++p) {
-      const UnitVector<operand_t> pixel = load(in + p * lanes);
+      UnitVector<operand_t> pixel = load(in + p * lanes);
+      if constexpr (kUpper && kLower) keep_in_register(pixel);
       if constexpr (kUpper) acc[0][p] = multiply_add<operand_t>(acc[0][p], pixel, upper);
       if constexpr (kLower) acc[kRows - 1][p] = multiply_add<operand_t>(acc[kRows - 1][p], pixel, lower);
     }
@@ -293,37 +335,38 @@ class LaneConvolution {
   using acc_t = acc_type<scalar_t>;
   static constexpr int64_t lanes = kLanes<acc_t>;
 
-  explicit LaneConvolution(const Correlation<scalar_t>& c)
-      : c_(c),
-        kernels_(c),
-        x_(input_size(c.tile.h, c.stride.h, c.kernel.h, c.dilation.h),
-           input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), c.stride.w, c.dilation.w),
-        offsets_(kernels_.taps()) {
-    for (int64_t tap = 0; tap < kernels_.taps(); ++tap) {
-      offsets_.get()[tap] = x_.offset(kernels_.column(tap) * c.dilation.w);
+  explicit LaneConvolution(const Correlation<scalar_t>& c) : c_(c), x_(c, c.stride.w, c.dilation.w) {
+    for (int64_t block = 0; block < c.group; ++block) kernels_.emplace_back(c);
+    for (int64_t tap = 0; tap < kernels_[0].taps(); ++tap) {
+      offsets_.push_back(x_[0].offset(kernels_[0].column(tap) * c.dilation.w));
     }
   }
 
-  void set_channels(int64_t channel, int64_t channels) { kernels_.fill(channel, channels); }
+  void set_channels(const TileOfMap& tile) {
+    for_channel_blocks<scalar_t>(
+        tile, [&](int64_t block, const TileOfMap& part) { kernels_[block].fill(part.channel, part.channels); });
+  }
 
-  // out: (rows, columns, lanes)
-  void run(const TileOfMap& tile, acc_t* out) {
-    const int64_t in_rows = input_size(tile.rows, c_.stride.h, c_.kernel.h, c_.dilation.h);
-    x_.fill(c_.x, c_.in, c_.spread, tile.image, tile.channel, tile.channels, tile.row * c_.stride.h - c_.offset.h,
-            tile.column * c_.stride.w - c_.offset.w, in_rows);
-    const int64_t rows_of_sum = std::max<int64_t>(1, kLongestSum / kernels_.taps());
+  void set_inputs(const TileOfMap& tile) { x_.fill(tile); }
+
+  // The outputs of one block of channels: (rows, columns, lanes).
+  void run(int64_t block, const TileOfMap& tile, acc_t* out) const {
+    const KernelBlock<scalar_t, operand_t>& kernel = kernels_[block];
+    const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
+    const int64_t rows_of_sum = std::max<int64_t>(1, kLongestSum / kernel.taps());
     const int64_t parts = (c_.kernel.h + rows_of_sum - 1) / rows_of_sum;
     const bool two = c_.stride.h == 1 && c_.dilation.h == 1;
     for (int64_t row = 0; row < tile.rows;) {
       const int64_t rows = two && row + 1 < tile.rows ? 2 : 1;
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t kh = part * c_.kernel.h / parts, end = (part + 1) * c_.kernel.h / parts;
-        const auto* const x = x_.row(row * c_.stride.h + kh * c_.dilation.h);
+        const auto* const x = inputs.row(row * c_.stride.h + kh * c_.dilation.h);
         for_blocks(tile.columns, [&](int64_t column, int64_t pixels) {
-          const auto block = rows == 2 ? convolve_block_of<operand_t, 2>(pixels, kAllBlocks)
-                                       : convolve_block_of<operand_t, 1>(pixels, kAllBlocks);
-          block(x + column * lanes, c_.dilation.h * x_.row_step(), offsets_.get(), kernels_.taps(), kernels_.row(kh),
-                end - kh, part > 0, out + (row * tile.columns + column) * lanes, tile.columns * lanes);
+          const auto convolve = rows == 2 ? convolve_block_of<operand_t, 2>(pixels, kAllBlocks)
+                                          : convolve_block_of<operand_t, 1>(pixels, kAllBlocks);
+          convolve(x + column * lanes, c_.dilation.h * inputs.row_step(), offsets_.data(), kernel.taps(),
+                   kernel.row(kh), end - kh, part > 0, out + (row * tile.columns + column) * lanes,
+                   tile.columns * lanes);
         });
       }
       row += rows;
@@ -332,31 +375,29 @@ class LaneConvolution {
 
  private:
   const Correlation<scalar_t>& c_;
-  KernelBlock<scalar_t, operand_t> kernels_;
-  PaddedTile<scalar_t, operand_t> x_;
-  Scratch<int64_t> offsets_;
+  TileGroup<scalar_t, operand_t> x_;
+  std::vector<KernelBlock<scalar_t, operand_t>> kernels_;
+  std::vector<int64_t> offsets_;
 };
 
-// y = residual + scale * v + shift for the accumulators of one tile.
+// y = residual + scale * v + shift for a row of a tile's accumulators.
 template <typename scalar_t>
-void store_tile(const TileOfMap& tile, acc_type<scalar_t>* values, const acc_type<scalar_t>* scale,
-                const acc_type<scalar_t>* shift, const Map<const scalar_t>& residual, const Map<scalar_t>& y,
-                acc_type<scalar_t>* room) {
+void store_outputs(const TileOfMap& tile, int64_t row, const acc_type<scalar_t>* values, const Epilogue<scalar_t>& e,
+                   const Map<scalar_t>& y, bool streamed, acc_type<scalar_t>* room) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
-  const Vector<acc_t> factor = load(scale + tile.channel), summand = load(shift + tile.channel);
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    acc_t* const row = values + r * tile.columns * lanes;
-    if (residual.data != nullptr) {
-      const auto* const from = residual.pixel(tile.image, tile.channel, tile.row + r, tile.column);
-      load_pixels(residual, from, tile.channels, tile.columns, room);
-    }
-    for (int64_t i = 0; i < tile.columns * lanes; i += lanes) {
-      const Vector<acc_t> v = load(row + i) * factor + summand;
-      store(row + i, residual.data == nullptr ? v : load(room + i) + v);
-    }
-    store_pixels(row, tile.channels, tile.columns, y, y.pixel(tile.image, tile.channel, tile.row + r, tile.column));
+  const Vector<acc_t> factor = load(e.scale + tile.channel), summand = load(e.shift + tile.channel);
+  const bool alone = e.residual.data == nullptr;
+  if (!alone) {
+    const auto* const from = e.residual.pixel(tile.image, tile.channel, tile.row + row, tile.column);
+    load_pixels(e.residual, from, tile.channels, tile.columns, room);
   }
+  for (int64_t i = 0; i < tile.columns * lanes; i += lanes) {
+    const Vector<acc_t> v = load(values + i) * factor + summand;
+    store(room + i, alone ? v : load(room + i) + v);
+  }
+  store_pixels(room, tile.channels, tile.columns, y, y.pixel(tile.image, tile.channel, tile.row + row, tile.column),
+               streamed);
 }
 
 // sums[lane] += the sum of f(pixel): short sums in the accumulator's type, the rest in float64.
@@ -392,28 +433,48 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
                     const Moments& moments) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
-  const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
+  const TileGrid grid = grid_of(c);
+  // A large map would leave the caches anyway before somebody reads it.
+  constexpr int64_t kLarge = int64_t{4} << 20;
+  const bool streamed = y.channel_step == 1 && reinterpret_cast<uintptr_t>(y.data) % kVectorBytes == 0 &&
+                        y.column_step * sizeof(scalar_t) % kVectorBytes == 0 &&
+                        c.batch * c.channels * c.out.h * c.out.w * static_cast<int64_t>(sizeof(scalar_t)) >= kLarge;
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     LaneConvolution<scalar_t, operand_t> convolution(c);
-    Scratch<acc_t> values(c.tile.h * c.tile.w * lanes), room(c.tile.w * lanes);
+    const int64_t size = c.tile.h * c.tile.w * lanes;
+    Scratch<acc_t> values(c.group * size), room(c.tile.w * lanes);
     for (int64_t index = begin; index < end; ++index) {
       const TileOfMap tile = grid[index];
       const int64_t pixels = tile.rows * tile.columns;
-      if (index == begin || grid.begins_block(index)) convolution.set_channels(tile.channel, tile.channels);
-      convolution.run(tile, values.get());
-      // Last: a sum that begins with it is rounded at its size.
-      const Vector<acc_t> bias = load(e.bias + tile.channel);
-      for (int64_t p = 0; p < pixels; ++p) store(values.get() + p * lanes, load(values.get() + p * lanes) + bias);
-      const BiasedRows<acc_t> block{values.get(), nullptr, pixels, lanes};
-      if (moments.mean == nullptr) {
-        activate<scalar_t>(e.activation, block);
-        store_tile(tile, values.get(), e.scale, e.shift, e.residual, y, room.get());
-      } else {
-        store_tile(tile, values.get(), e.scale, e.shift, e.residual, y, room.get());
-        activate<scalar_t>(e.activation, block);
-        tile_moments(values.get(), pixels, moments.mean + index * lanes, moments.deviations + index * lanes);
+      if (index == begin || grid.begins_block(index)) convolution.set_channels(tile);
+      convolution.set_inputs(tile);
+      for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
+        acc_t* const out = values.get() + block * size;
+        convolution.run(block, part, out);
+        if (e.bias != nullptr) {
+          // Last: a sum that begins with it is rounded at its size.
+          const Vector<acc_t> bias = load(e.bias + part.channel);
+          for (int64_t i = 0; i < pixels * lanes; i += lanes) store(out + i, load(out + i) + bias);
+        }
+        if (moments.mean == nullptr && e.activation != Activation::kNone) {
+          activate<scalar_t>(e.activation, BiasedRows<acc_t>{out, nullptr, pixels, lanes});
+        }
+      });
+      for (int64_t row = 0; row < tile.rows; ++row) {
+        for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
+          store_outputs(part, row, values.get() + block * size + row * tile.columns * lanes, e, y, streamed,
+                        room.get());
+        });
       }
+      if (moments.mean == nullptr) continue;
+      for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap&) {
+        acc_t* const out = values.get() + block * size;
+        activate<scalar_t>(e.activation, BiasedRows<acc_t>{out, nullptr, pixels, lanes});
+        const int64_t to = (index * c.group + block) * lanes;
+        tile_moments(out, pixels, moments.mean + to, moments.deviations + to);
+      });
     }
+    if (streamed) end_of_stream();
   });
 }
 
@@ -422,8 +483,9 @@ template <typename scalar_t>
 void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
                         const Moments& moments) {
   using operand_t = operand_type<scalar_t>;
-  // A unit of two taps needs two.
-  if (c.kernel.w < kUnitDepth<operand_t>) return convolve_lanes<scalar_t, acc_type<scalar_t>>(c, e, y, moments);
+  // A unit of two taps needs two. CPUs with AMX multiply pairs of bfloat16 no faster than they multiply float32.
+  if (c.kernel.w < kUnitDepth<operand_t> || c.amx)
+    return convolve_lanes<scalar_t, acc_type<scalar_t>>(c, e, y, moments);
   convolve_lanes<scalar_t, operand_t>(c, e, y, moments);
 }
 
@@ -444,11 +506,13 @@ void correlate_block(const unit_type<operand_t>* x, int64_t x_row, const unit_ty
     }
     for (; row < end; ++row) {
       for (int64_t i = 0; i < pixels; ++i) {
-        const auto* const in = x + row * x_row + offsets[i];
+        const unit_type<operand_t>* in = x + row * x_row + offsets[i];
+        keep_in_register(in);
         UnitVector<operand_t> d[kRows];
         for (int r = 0; r < kRows; ++r) d[r] = load(dz + (row - r) * dz_row + i * lanes);
         for (int t = 0; t < kTaps; ++t) {
-          const UnitVector<operand_t> pixel = load(in + t * lanes);
+          UnitVector<operand_t> pixel = load(in + t * lanes);
+          if constexpr (kRows > 1) keep_in_register(pixel);
           for (int r = 0; r < kRows; ++r) acc[r][t] = multiply_add<operand_t>(acc[r][t], d[r], pixel);
         }
       }
@@ -469,118 +533,129 @@ auto correlate_block_of(int64_t taps, std::integer_sequence<int, kIndex...>) {
   return kAll[taps - 1];
 }
 
-// dweight and dbias of a block of channels from the tiles [begin, end) of its images, as accumulators (KH, KW, lanes)
-// and (lanes).
+// What a tile adds to the gradients of its channels: to dweight, (KH, KW, lanes) for each block of them, and to dbias,
+// (lanes).
 template <typename scalar_t, typename operand_t>
 class LaneCorrelation {
  public:
   using acc_t = acc_type<scalar_t>;
   static constexpr int64_t lanes = kLanes<acc_t>;
 
-  explicit LaneCorrelation(const Correlation<scalar_t>& c, const Map<const scalar_t>& dz)
+  LaneCorrelation(const Correlation<scalar_t>& c, const Map<const scalar_t>& dz)
       : c_(c),
         dz_map_(dz),
         pixels_(units<operand_t>(c.tile.w)),
-        x_(input_size(c.tile.h, c.stride.h, c.kernel.h, c.dilation.h),
-           input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), c.dilation.w, c.stride.w),
-        dz_((c.tile.h + 2) * pixels_ * lanes),
-        natural_(kUnitDepth<operand_t> * pixels_ * lanes),
-        offsets_(pixels_) {
-    for (int64_t i = 0; i < pixels_; ++i) offsets_.get()[i] = x_.offset(i * kUnitDepth<operand_t> * c.stride.w);
+        dz_row_(pixels_ * lanes),
+        dz_size_((c.tile.h + 2) * dz_row_),
+        x_(c, c.dilation.w, c.stride.w),
+        dz_(c.group * dz_size_),
+        natural_(kUnitDepth<operand_t> * dz_row_) {
+    for (int64_t i = 0; i < pixels_; ++i) offsets_.push_back(x_[0].offset(i * kUnitDepth<operand_t> * c.stride.w));
   }
 
   void add(const TileOfMap& tile, acc_t* dweight, double* dbias) {
-    const int64_t in_rows = input_size(tile.rows, c_.stride.h, c_.kernel.h, c_.dilation.h);
-    x_.fill(c_.x, c_.in, c_.spread, tile.image, tile.channel, tile.channels, tile.row * c_.stride.h - c_.offset.h,
-            tile.column * c_.stride.w - c_.offset.w, in_rows);
-    fill_dz(tile, dbias);
-    const int64_t dz_row = pixels_ * lanes, x_row = c_.stride.h * x_.row_step();
+    x_.fill(tile);
+    for (int64_t row = -1; row <= tile.rows; ++row) {
+      for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
+        auto* const to = dz_.get() + block * dz_size_ + (row + 1) * dz_row_;
+        if (row < 0 || row == tile.rows) {
+          std::fill_n(to, dz_row_, unit_type<operand_t>(0));
+        } else {
+          fill_dz(part, row, to, dbias + block * lanes);
+        }
+      });
+    }
+    for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
+      correlate(block, part, dweight + block * c_.kernel.h * c_.kernel.w * lanes);
+    });
+  }
+
+ private:
+  void fill_dz(const TileOfMap& tile, int64_t row, unit_type<operand_t>* to, double* dbias) {
+    acc_t* const natural = natural_.get();
+    load_pixels(dz_map_, dz_map_.pixel(tile.image, tile.channel, tile.row + row, tile.column), tile.channels,
+                tile.columns, natural);
+    std::fill(natural + tile.columns * lanes, natural + kUnitDepth<operand_t> * dz_row_, acc_t(0));
+    add_pixels<acc_t>(tile.columns, [&](int64_t i) { return load(natural + i * lanes); }, dbias);
+    for (int64_t i = 0; i < pixels_; ++i, to += lanes) {
+      if constexpr (kUnitDepth<operand_t> == 2) {
+        store(to, round_to_units<operand_t>(load(natural + 2 * i * lanes), load(natural + (2 * i + 1) * lanes)));
+      } else {
+        store(to, load(natural + i * lanes));
+      }
+    }
+  }
+
+  void correlate(int64_t block, const TileOfMap& tile, acc_t* dweight) const {
+    const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
+    const auto* const dz = dz_.get() + block * dz_size_ + dz_row_;
     const bool two = c_.stride.h == 1 && c_.dilation.h == 1;
     for (int64_t kh = 0; kh < c_.kernel.h;) {
       const int64_t rows = two && kh + 1 < c_.kernel.h ? 2 : 1;
       for_blocks(c_.kernel.w, [&](int64_t kw, int64_t taps) {
-        const auto block = rows == 2 ? correlate_block_of<operand_t, 2>(taps, kAllBlocks)
-                                     : correlate_block_of<operand_t, 1>(taps, kAllBlocks);
-        block(x_.row(kh * c_.dilation.h) + kw * lanes, x_row, dz_.get() + dz_row, dz_row, offsets_.get(),
-              units<operand_t>(tile.columns), tile.rows, dweight + (kh * c_.kernel.w + kw) * lanes,
-              c_.kernel.w * lanes);
+        const auto correlate = rows == 2 ? correlate_block_of<operand_t, 2>(taps, kAllBlocks)
+                                         : correlate_block_of<operand_t, 1>(taps, kAllBlocks);
+        correlate(inputs.row(kh * c_.dilation.h) + kw * lanes, c_.stride.h * inputs.row_step(), dz, dz_row_,
+                  offsets_.data(), units<operand_t>(tile.columns), tile.rows, dweight + (kh * c_.kernel.w + kw) * lanes,
+                  c_.kernel.w * lanes);
       });
       kh += rows;
     }
   }
 
- private:
-  void fill_dz(const TileOfMap& tile, double* dbias) {
-    const int64_t dz_row = pixels_ * lanes;
-    auto* const units = dz_.get();
-    std::fill_n(units, dz_row, unit_type<operand_t>(0));
-    std::fill_n(units + (tile.rows + 1) * dz_row, dz_row, unit_type<operand_t>(0));
-    acc_t* const natural = natural_.get();
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      load_pixels(dz_map_, dz_map_.pixel(tile.image, tile.channel, tile.row + r, tile.column), tile.channels,
-                  tile.columns, natural);
-      std::fill(natural + tile.columns * lanes, natural + kUnitDepth<operand_t> * dz_row, acc_t(0));
-      add_pixels<acc_t>(tile.columns, [&](int64_t i) { return load(natural + i * lanes); }, dbias);
-      for (int64_t i = 0; i < pixels_; ++i) {
-        auto* const to = units + (r + 1) * dz_row + i * lanes;
-        if constexpr (kUnitDepth<operand_t> == 2) {
-          store(to, round_to_units<operand_t>(load(natural + 2 * i * lanes), load(natural + (2 * i + 1) * lanes)));
-        } else {
-          store(to, load(natural + i * lanes));
-        }
-      }
-    }
-  }
-
   const Correlation<scalar_t>& c_;
   const Map<const scalar_t>& dz_map_;
-  int64_t pixels_;
-  PaddedTile<scalar_t, operand_t> x_;
+  int64_t pixels_, dz_row_, dz_size_;
+  TileGroup<scalar_t, operand_t> x_;
   Scratch<unit_type<operand_t>> dz_;
   Scratch<acc_t> natural_;
-  Scratch<int64_t> offsets_;
+  std::vector<int64_t> offsets_;
 };
 
-// Parallel over blocks of channels and, where those are few, over parts of their tiles, which are then added in order.
-template <typename scalar_t>
-void depthwise_weight_gradient(const Correlation<scalar_t>& c, const Map<const scalar_t>& dz, scalar_t* dweight,
-                               scalar_t* dbias) {
+template <typename scalar_t, typename operand_t>
+void correlate_lanes(const Correlation<scalar_t>& c, const Map<const scalar_t>& dz, scalar_t* dweight,
+                     scalar_t* dbias) {
   using acc_t = acc_type<scalar_t>;
-  using operand_t = operand_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
-  const TileGrid grid(c.batch, c.channels, lanes, c.out, c.tile);
-  const int64_t taps = c.kernel.h * c.kernel.w, size = taps * lanes;
-  const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / grid.blocks(), 1, grid.tasks_of_block());
+  const TileGrid grid = grid_of(c);
+  const int64_t taps = c.kernel.h * c.kernel.w, tasks = grid.tasks_of_block();
+  const int64_t size = grid.block() * taps;
+  const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / grid.blocks(), 1, tasks);
   const Scratch<acc_t> sums(grid.blocks() * parts * size);
-  const Scratch<double> bias_sums(grid.blocks() * parts * lanes);
-  std::fill_n(bias_sums.get(), grid.blocks() * parts * lanes, 0.0);
+  const Scratch<double> bias_sums(grid.blocks() * parts * grid.block());
+  std::fill_n(bias_sums.get(), grid.blocks() * parts * grid.block(), 0.0);
   at::parallel_for(0, grid.blocks() * parts, 1, [&](int64_t begin, int64_t end) {
     LaneCorrelation<scalar_t, operand_t> correlation(c, dz);
     for (int64_t index = begin; index < end; ++index) {
-      const int64_t block = index / parts, part = index % parts, tasks = grid.tasks_of_block();
-      acc_t* const to = sums.get() + index * size;
-      std::fill_n(to, size, acc_t(0));
+      const int64_t block = index / parts, part = index % parts;
+      std::fill_n(sums.get() + index * size, size, acc_t(0));
       for (int64_t task = part * tasks / parts; task < (part + 1) * tasks / parts; ++task) {
-        correlation.add(grid[block * tasks + task], to, bias_sums.get() + index * lanes);
+        correlation.add(grid[block * tasks + task], sums.get() + index * size, bias_sums.get() + index * grid.block());
       }
     }
   });
-  at::parallel_for(0, grid.blocks(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      acc_t* const total = sums.get() + block * parts * size;
-      for (int64_t part = 1; part < parts; ++part) {
-        for (int64_t i = 0; i < size; ++i) total[i] += total[part * size + i];
-      }
-      const double* const bias_total = bias_sums.get() + block * parts * lanes;
-      const int64_t channel = block * lanes, channels = std::min(lanes, c.channels - channel);
-      for (int64_t lane = 0; lane < channels; ++lane) {
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          dweight[(channel + lane) * taps + tap] = static_cast<scalar_t>(total[tap * lanes + lane]);
+  at::parallel_for(0, c.channels, rows_per_task(taps * parts), [&](int64_t begin, int64_t end) {
+    for (int64_t channel = begin; channel < end; ++channel) {
+      const int64_t of_task = channel % grid.block(), lane = channel % lanes;
+      const int64_t first = channel / grid.block() * parts, last = first + parts;
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        acc_t total = 0;
+        for (int64_t part = first; part < last; ++part) {
+          total += sums.get()[part * size + (of_task / lanes * taps + tap) * lanes + lane];
         }
-        double sum = 0;
-        for (int64_t part = 0; part < parts; ++part) sum += bias_total[part * lanes + lane];
-        dbias[channel + lane] = static_cast<scalar_t>(static_cast<acc_t>(sum));
+        dweight[channel * taps + tap] = static_cast<scalar_t>(total);
       }
+      double total = 0;
+      for (int64_t part = first; part < last; ++part) total += bias_sums.get()[part * grid.block() + of_task];
+      dbias[channel] = static_cast<scalar_t>(static_cast<acc_t>(total));
     }
   });
+}
+
+// Parallel over groups of channels and, where those are few, over parts of their tiles, which are then added in order.
+template <typename scalar_t>
+void depthwise_weight_gradient(const Correlation<scalar_t>& c, const Map<const scalar_t>& dz, scalar_t* dweight,
+                               scalar_t* dbias) {
+  if (c.amx) return correlate_lanes<scalar_t, acc_type<scalar_t>>(c, dz, dweight, dbias);
+  correlate_lanes<scalar_t, operand_type<scalar_t>>(c, dz, dweight, dbias);
 }

@@ -11,7 +11,7 @@ struct Piece {
 };
 
 // A few vectors: what is added up in float32 is a short sum.
-constexpr int64_t kLongestPiece = 32 * kLanes<float>;
+constexpr int64_t kLongestPiece = 16 * kLanes<float>;
 
 // Calls f(piece) for the pieces of rows [begin, end).
 template <typename acc_t, typename F>

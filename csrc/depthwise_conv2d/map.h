@@ -55,6 +55,7 @@ class TileGrid {
   static Extent tile(Extent map) { return {even_part(map.h), even_part(map.w)}; }
 
   int64_t channels() const { return channels_; }
+  int64_t block() const { return block_; }
   int64_t blocks() const { return parts(channels_, block_); }
   int64_t tasks_of_block() const { return batch_ * parts(map_.h, tile_.h) * parts(map_.w, tile_.w); }
   int64_t tasks() const { return blocks() * tasks_of_block(); }
