@@ -209,10 +209,12 @@ def test_forward_and_backward_are_accurate(device, backend, memory_format, dtype
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
-def test_a_large_map(device, backend, memory_format, dtype):
+@pytest.mark.parametrize(("sizes", "kernel"), [((1, 3, 300, 513), (7, 9)), ((2, 64, 96, 96), (3, 3))], ids=str)
+def test_a_large_map(device, backend, memory_format, dtype, sizes, kernel):
+    # The second one is written past the caches of a CPU.
     assert_accurate(
         backend,
-        lambda: draw((1, 3, 300, 513), (7, 9), dtype, device),
+        lambda: draw(sizes, kernel, dtype, device),
         lambda x: x.contiguous(memory_format=memory_format),
         few=3,
         activation="gelu",

@@ -21,12 +21,12 @@ inline void check_argument(const char* op, const char* name, const at::Tensor& t
               tensor.device());
 }
 
-// A parameter of the channels, (C), may stay float32 where x is not.
+// A parameter of the channels, x's dimension `dim`, may stay float32 where x is not.
 inline void check_channel_parameter(const char* op, const char* name, const OptionalTensor& parameter,
-                                    const at::Tensor& x) {
+                                    const at::Tensor& x, int64_t dim = 2) {
   if (!parameter) return;
   const bool is_float = parameter->scalar_type() == at::kFloat;
-  check_argument(op, name, *parameter, x, is_float ? at::kFloat : x.scalar_type(), {x.size(2)});
+  check_argument(op, name, *parameter, x, is_float ? at::kFloat : x.scalar_type(), {x.size(dim)});
 }
 
 // An absent parameter has an empty gradient.

@@ -15,6 +15,15 @@ namespace mixer_kernels {
 template <typename scalar_t>
 using acc_of = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
+template <typename scalar_t>
+scalar_t* elements_of(const at::Tensor& t) {
+  if constexpr (std::is_const_v<scalar_t>) {
+    return t.const_data_ptr<std::remove_const_t<scalar_t>>();
+  } else {
+    return t.mutable_data_ptr<scalar_t>();
+  }
+}
+
 // A (B, rows, columns) tensor.
 template <typename scalar_t>
 struct Rows {
@@ -22,22 +31,13 @@ struct Rows {
   int64_t image_step, row_step, column_step;
 
   explicit Rows(const at::Tensor& t)
-      : data(pointer(t)), image_step(t.stride(0)), row_step(t.stride(1)), column_step(t.stride(2)) {}
+      : data(elements_of<scalar_t>(t)), image_step(t.stride(0)), row_step(t.stride(1)), column_step(t.stride(2)) {}
 
   template <typename other_t>
   explicit Rows(const Rows<other_t>& other)
       : data(other.data), image_step(other.image_step), row_step(other.row_step), column_step(other.column_step) {}
 
   scalar_t* row(int64_t image, int64_t index) const { return data + image * image_step + index * row_step; }
-
- private:
-  static scalar_t* pointer(const at::Tensor& t) {
-    if constexpr (std::is_const_v<scalar_t>) {
-      return t.const_data_ptr<std::remove_const_t<scalar_t>>();
-    } else {
-      return t.mutable_data_ptr<scalar_t>();
-    }
-  }
 };
 
 // A parameter as accumulators, with zeros behind them up to whole vectors; of an absent one every element is `absent`.

@@ -69,11 +69,16 @@ inline at::Tensor empty_sums(const at::Tensor& x) {
   return at::empty({x.size(1)}, x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
 }
 
-// Of a map's channels, (C); unlike those of tokens they may stay float32 where x is not.
-inline void check_channels(const char* name, const OptionalTensor& parameter, const at::Tensor& x, bool mixed) {
-  if (!parameter) return;
-  const bool is_float = mixed && parameter->scalar_type() == at::kFloat;
-  check_argument("depthwise_conv2d", name, *parameter, x, is_float ? at::kFloat : x.scalar_type(), {x.size(1)});
+// Checks a map, x or a gradient, against a kernel.
+inline Geometry check_convolution(const char* name, const at::Tensor& x, const at::Tensor& weight,
+                                  const OptionalTensor& bias, c10::IntArrayRef stride, c10::IntArrayRef padding,
+                                  c10::IntArrayRef dilation) {
+  constexpr auto op = "depthwise_conv2d";
+  check_map(name, x);
+  const Geometry geometry = check_geometry(kernel_of(weight), stride, padding, dilation);
+  check_argument(op, "weight", weight, x, x.scalar_type(), {x.size(1), 1, geometry.kernel.h, geometry.kernel.w});
+  if (bias) check_argument(op, "bias", *bias, x, x.scalar_type(), {x.size(1)});
+  return geometry;
 }
 
 // The kernels of a device:
@@ -91,13 +96,9 @@ void bind_depthwise_conv2d(torch::Library& m) {
          [](const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& scale,
             const OptionalTensor& shift, const OptionalTensor& residual, c10::IntArrayRef stride,
             c10::IntArrayRef padding, c10::IntArrayRef dilation, int64_t activation) {
-           check_map("x", x);
-           const Geometry geometry = check_geometry(kernel_of(weight), stride, padding, dilation);
-           const auto [kernel_h, kernel_w] = geometry.kernel;
-           check_argument(op, "weight", weight, x, x.scalar_type(), {x.size(1), 1, kernel_h, kernel_w});
-           check_channels("bias", bias, x, false);
-           check_channels("scale", scale, x, true);
-           check_channels("shift", shift, x, true);
+           const Geometry geometry = check_convolution("x", x, weight, bias, stride, padding, dilation);
+           check_channel_parameter(op, "scale", scale, x, 1);
+           check_channel_parameter(op, "shift", shift, x, 1);
            at::Tensor y = empty_map(x, convolved_size(size_of(x), geometry, padding));
            if (residual) check_argument(op, "residual", *residual, x, x.scalar_type(), y.sizes());
            if (y.numel() > 0) Kernels::forward(x, weight, bias, scale, shift, residual, geometry, activation, y);
@@ -106,11 +107,7 @@ void bind_depthwise_conv2d(torch::Library& m) {
   m.impl("depthwise_conv2d_statistics",
          [](const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, c10::IntArrayRef stride,
             c10::IntArrayRef padding, c10::IntArrayRef dilation, int64_t activation) {
-           check_map("x", x);
-           const Geometry geometry = check_geometry(kernel_of(weight), stride, padding, dilation);
-           const auto [kernel_h, kernel_w] = geometry.kernel;
-           check_argument(op, "weight", weight, x, x.scalar_type(), {x.size(1), 1, kernel_h, kernel_w});
-           check_channels("bias", bias, x, false);
+           const Geometry geometry = check_convolution("x", x, weight, bias, stride, padding, dilation);
            at::Tensor z = empty_map(x, convolved_size(size_of(x), geometry, padding));
            at::Tensor mean = empty_sums(x), var = empty_sums(x);
            if (z.numel() > 0) {
@@ -124,10 +121,7 @@ void bind_depthwise_conv2d(torch::Library& m) {
   m.impl("depthwise_conv2d_bwd_input",
          [](const at::Tensor& dz, const at::Tensor& weight, const OptionalTensor& residual, int64_t height,
             int64_t width, c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation) {
-           check_map("dz", dz);
-           const Geometry geometry = check_geometry(kernel_of(weight), stride, padding, dilation);
-           const auto [kernel_h, kernel_w] = geometry.kernel;
-           check_argument(op, "weight", weight, dz, dz.scalar_type(), {dz.size(1), 1, kernel_h, kernel_w});
+           const Geometry geometry = check_convolution("dz", dz, weight, {}, stride, padding, dilation);
            const Extent size = convolved_size({height, width}, geometry, padding);
            check_argument(op, "dz", dz, dz, dz.scalar_type(), {dz.size(0), dz.size(1), size.h, size.w});
            at::Tensor dx = empty_map(dz, {height, width});
@@ -155,8 +149,8 @@ void bind_depthwise_conv2d(torch::Library& m) {
   m.impl("depthwise_epilogue_fwd", [](const at::Tensor& z, const OptionalTensor& scale, const OptionalTensor& shift,
                                       const OptionalTensor& residual, int64_t activation) {
     check_map("z", z);
-    check_channels("scale", scale, z, true);
-    check_channels("shift", shift, z, true);
+    check_channel_parameter(op, "scale", scale, z, 1);
+    check_channel_parameter(op, "shift", shift, z, 1);
     if (residual) check_argument(op, "residual", *residual, z, z.scalar_type(), z.sizes());
     at::Tensor y = empty_map(z, size_of(z));
     if (y.numel() > 0) Kernels::epilogue_forward(z, scale, shift, residual, activation, y);
@@ -166,7 +160,7 @@ void bind_depthwise_conv2d(torch::Library& m) {
          [](const at::Tensor& dy, const at::Tensor& z, const OptionalTensor& center, int64_t activation) {
            check_map("z", z);
            check_argument(op, "dy", dy, z, z.scalar_type(), z.sizes());
-           check_channels("center", center, z, true);
+           check_channel_parameter(op, "center", center, z, 1);
            at::Tensor sum_dy = empty_sums(z), sum_dy_act = empty_sums(z);
            if (z.numel() > 0) {
              Kernels::epilogue_sums(dy, z, center, activation, sum_dy, sum_dy_act);
@@ -180,7 +174,8 @@ void bind_depthwise_conv2d(torch::Library& m) {
                                       const OptionalTensor& c1, const OptionalTensor& c2, int64_t activation) {
     check_map("z", z);
     check_argument(op, "dy", dy, z, z.scalar_type(), z.sizes());
-    for (const OptionalTensor& coefficient : {c0, c1, c2}) check_channels("coefficient", coefficient, z, true);
+    for (const OptionalTensor& coefficient : {c0, c1, c2})
+      check_channel_parameter(op, "coefficient", coefficient, z, 1);
     at::Tensor dz = empty_map(z, size_of(z));
     if (dz.numel() > 0) Kernels::epilogue_backward(dy, z, c0, c1, c2, activation, dz);
     return dz;

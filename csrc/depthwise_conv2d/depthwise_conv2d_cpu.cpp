@@ -70,21 +70,33 @@ int64_t group_of(const at::Tensor& x) { return x.stride(1) == 1 && x.size(1) > 1
 
 template <typename scalar_t>
 Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* weight, const Geometry& g, Extent out) {
-  return {x.size(0),
-          x.size(1),
-          size_of(x),
-          out,
-          g.kernel,
-          g.stride,
-          g.dilation,
-          g.padding,
-          {1, 1},
-          TileGrid::tile(out),
-          Map<const scalar_t>(x),
-          weight,
-          false,
-          cpu_isa() == Isa::kAmx,
-          group_of(x)};
+  return {.batch = x.size(0),
+          .channels = x.size(1),
+          .in = size_of(x),
+          .out = out,
+          .kernel = g.kernel,
+          .stride = g.stride,
+          .dilation = g.dilation,
+          .offset = g.padding,
+          .spread = {1, 1},
+          .tile = TileGrid::tile(out),
+          .x = Map<const scalar_t>(x),
+          .weight = weight,
+          .flipped = false,
+          .amx = cpu_isa() == Isa::kAmx,
+          .group = group_of(x)};
+}
+
+// With the kernel turned around, and zeros between the elements of dz where the convolution stepped over those of x.
+template <typename scalar_t>
+Correlation<scalar_t> backward_correlation(const at::Tensor& dz, const scalar_t* weight, const Geometry& g,
+                                           Extent out) {
+  Correlation<scalar_t> c = forward_correlation(dz, weight, g, out);
+  c.stride = {1, 1};
+  c.spread = g.stride;
+  c.offset = {(g.kernel.h - 1) * g.dilation.h - g.padding.h, (g.kernel.w - 1) * g.dilation.w - g.padding.w};
+  c.flipped = true;
+  return c;
 }
 
 template <typename scalar_t>
@@ -141,24 +153,7 @@ struct CpuKernels : CpuEpilogue {
       const at::Tensor whole = weight.contiguous();
       const auto ones = padded_parameter<scalar_t>({}, dz.size(1), 1);
       const auto zeros = padded_parameter<scalar_t>({}, dz.size(1), 0);
-      const Extent out = size_of(dx);
-      const Extent offset{(g.kernel.h - 1) * g.dilation.h - g.padding.h, (g.kernel.w - 1) * g.dilation.w - g.padding.w};
-      const Correlation<scalar_t> c{dz.size(0),
-                                    dz.size(1),
-                                    size_of(dz),
-                                    out,
-                                    g.kernel,
-                                    {1, 1},
-                                    g.dilation,
-                                    offset,
-                                    g.stride,
-                                    TileGrid::tile(out),
-                                    Map<const scalar_t>(dz),
-                                    whole.const_data_ptr<scalar_t>(),
-                                    true,
-                                    cpu_isa() == Isa::kAmx,
-                                    group_of(dz)};
-      convolve(c,
+      convolve(backward_correlation(dz, whole.const_data_ptr<scalar_t>(), g, size_of(dx)),
                Epilogue<scalar_t>{nullptr, ones.get(), zeros.get(), Map<const scalar_t>(residual), Activation::kNone},
                dx);
     });

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
+#include "common/rows.h"
 #include "depthwise_conv2d/depthwise_conv2d_binding.h"
 
 namespace mixer_kernels {
@@ -19,7 +19,7 @@ struct Map {
 
   Map() = default;
   explicit Map(const at::Tensor& t)
-      : data(pointer(t)),
+      : data(elements_of<scalar_t>(t)),
         image_step(t.stride(0)),
         channel_step(t.stride(1)),
         row_step(t.stride(2)),
@@ -28,15 +28,6 @@ struct Map {
 
   scalar_t* pixel(int64_t image, int64_t channel, int64_t row, int64_t column) const {
     return data + image * image_step + channel * channel_step + row * row_step + column * column_step;
-  }
-
- private:
-  static scalar_t* pointer(const at::Tensor& t) {
-    if constexpr (std::is_const_v<scalar_t>) {
-      return t.const_data_ptr<std::remove_const_t<scalar_t>>();
-    } else {
-      return t.mutable_data_ptr<scalar_t>();
-    }
   }
 };
 

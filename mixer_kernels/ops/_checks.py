@@ -48,6 +48,20 @@ def check_like(op: str, name: str, value: torch.Tensor, x: torch.Tensor) -> None
         raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {value.dtype}")
 
 
+def check_channel_parameter(
+    op: str, name: str, value: torch.Tensor | None, x: torch.Tensor, channels: int
+) -> torch.Tensor | None:
+    """Check a parameter of the channels, in x's dtype or float32; return it as the kernels take it, contiguous."""
+    if value is None:
+        return None
+    check_tensor(op, name, value)
+    check_shape(op, name, value, (channels,))
+    check_device(op, name, value, x)
+    if value.dtype not in (x.dtype, torch.float32):
+        raise TypeError(f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, got {value.dtype}")
+    return value.contiguous()
+
+
 def autocast(value: torch.Tensor) -> torch.Tensor:
     """Return ``value`` in the dtype of autocast where it is on; float64 stays, as in PyTorch's own ops."""
     device = value.device.type
@@ -84,6 +98,11 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
 def needs_grad(*values: torch.Tensor | None) -> bool:
     """Return whether autograd records what is done to a tensor; where it does not, its Function is only overhead."""
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
+
+
+def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:
+    """Return the gradients of the inputs that need one, None for the others."""
+    return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=False))
 
 
 def _may_overlap(value: torch.Tensor) -> bool:

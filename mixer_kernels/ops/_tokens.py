@@ -1,4 +1,4 @@
-"""What the ops over tokens share: checks of (B, S, C) and of a linear layer over S, and what autograd asks for."""
+"""What the ops over tokens share: checks of (B, S, C) and of a linear layer over S, and the shapes of gradients."""
 
 from __future__ import annotations
 
@@ -20,13 +20,6 @@ def check_tokens(op: str, x: torch.Tensor) -> torch.Tensor:
     return _checks.autocast(x)
 
 
-def check_channels(op: str, name: str, parameter: torch.Tensor, x: torch.Tensor) -> None:
-    """Check a parameter of the channels, (C,), up to its dtype, which may be float32 beside an x in half precision."""
-    _checks.check_tensor(op, name, parameter)
-    _checks.check_shape(op, name, parameter, (x.shape[2],))
-    _checks.check_device(op, name, parameter, x)
-
-
 def check_linear(
     op: str,
     x: torch.Tensor,
@@ -39,16 +32,6 @@ def check_linear(
     """Check a linear layer over the tokens; return its parameters as the kernels take them."""
     weight = _token_parameter(op, weight_name, weight, shape, x)
     return weight, None if bias is None else _token_parameter(op, bias_name, bias, weight.shape[:1], x)
-
-
-def contiguous(parameter: Optional) -> Optional:
-    """Return a parameter as the kernels take it."""
-    return None if parameter is None else parameter.contiguous()
-
-
-def wanted(gradients: Sequence[torch.Tensor], needs: Sequence[bool]) -> tuple[Optional, ...]:
-    """Return the gradients of the inputs that need one, None for the others."""
-    return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=False))
 
 
 def fake_gradients(x: torch.Tensor, *parameters: Optional) -> tuple[torch.Tensor, ...]:

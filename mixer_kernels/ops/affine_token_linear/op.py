@@ -44,7 +44,7 @@ class AffineTokenLinearFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
         gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, *ctx.saved_tensors)
-        return *_tokens.wanted(gradients, ctx.needs_input_grad), None
+        return *_checks.wanted(gradients, ctx.needs_input_grad), None
 
 
 def affine_token_linear(
@@ -104,12 +104,7 @@ def why_not(device: torch.device) -> dict[str, str | None]:
 
 def _channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor) -> Optional:
     """Check a parameter of the channels; return it as the kernels take it, (C,) and contiguous."""
-    if parameter is None:
-        return None
     if isinstance(parameter, torch.Tensor) and parameter.dim() == 3:
         _checks.check_shape(op, name, parameter, (1, 1, x.shape[2]))
         parameter = parameter.reshape(-1)
-    _tokens.check_channels(op, name, parameter, x)
-    if parameter.dtype not in (x.dtype, torch.float32):
-        raise TypeError(f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, got {parameter.dtype}")
-    return parameter.contiguous()
+    return _checks.check_channel_parameter(op, name, parameter, x, x.shape[2])

@@ -66,18 +66,6 @@ def check_convolution(
     return x, weight.contiguous(), bias, geometry
 
 
-def check_channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor) -> Optional:
-    """Check a number for every channel; return it as the kernels take it."""
-    if parameter is None:
-        return None
-    _checks.check_tensor(op, name, parameter)
-    _checks.check_shape(op, name, parameter, x.shape[1:2])
-    _checks.check_device(op, name, parameter, x)
-    if parameter.dtype not in (x.dtype, torch.float32):
-        raise TypeError(f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, got {parameter.dtype}")
-    return parameter.contiguous()
-
-
 def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
     """Return the dtype of sums over ``x``, and of the coefficients that come from them."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -13,7 +13,6 @@ from mixer_kernels.ops.depthwise_conv2d._arguments import (
     Geometry,
     Optional,
     Pair,
-    check_channel_parameter,
     check_convolution,
 )
 from mixer_kernels.ops.depthwise_conv2d.op import IMPLEMENTATIONS, choose
@@ -70,8 +69,7 @@ class DepthwiseConvBatchNormFunction(torch.autograd.Function):
             if wants_weight or wants_bias:
                 dweight, dbias = kernels.backward_weight(dz, x, weight.shape[2:], *ctx.geometry)
         gradients = (dx, dweight, dbias, dnorm_weight, dnorm_bias)
-        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient if wants else None for gradient, wants in wanted), None, None, None, None
+        return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None, None
 
 
 def depthwise_conv2d_batch_norm(
@@ -129,8 +127,8 @@ def depthwise_conv2d_batch_norm(
         )
     if x.shape[0] * x.shape[2] * x.shape[3] < 2:
         raise ValueError(f"{op}: x must have more than one number a channel, got shape {tuple(x.shape)}")
-    norm_weight = check_channel_parameter(op, "norm_weight", norm_weight, x)
-    norm_bias = check_channel_parameter(op, "norm_bias", norm_bias, x)
+    norm_weight = _checks.check_channel_parameter(op, "norm_weight", norm_weight, x, x.shape[1])
+    norm_bias = _checks.check_channel_parameter(op, "norm_bias", norm_bias, x, x.shape[1])
     name = choose(op, backend, x, weight)
     tensors = (x, weight, bias, norm_weight, norm_bias)
     if name == _backend.REFERENCE:

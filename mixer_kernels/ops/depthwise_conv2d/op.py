@@ -14,7 +14,6 @@ from mixer_kernels.ops.depthwise_conv2d._arguments import (
     Optional,
     Pair,
     accumulation_dtype,
-    check_channel_parameter,
     check_convolution,
 )
 
@@ -79,8 +78,7 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
             if wants_weight or wants_bias:
                 dweight, dbias = kernels.backward_weight(dz, x, weight.shape[2:], *ctx.geometry)
         gradients = (dx, dweight, dbias, dscale, dshift, dy)
-        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient if wants else None for gradient, wants in wanted), None, None, None, None
+        return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None, None
 
 
 def depthwise_conv2d(
@@ -131,8 +129,8 @@ def depthwise_conv2d(
     code = activation_code(op, activation)
     residual_is_x = residual is x
     x, weight, bias, geometry = check_convolution(op, x, weight, bias, stride, padding, dilation)
-    scale = check_channel_parameter(op, "scale", scale, x)
-    shift = check_channel_parameter(op, "shift", shift, x)
+    scale = _checks.check_channel_parameter(op, "scale", scale, x, x.shape[1])
+    shift = _checks.check_channel_parameter(op, "shift", shift, x, x.shape[1])
     if residual_is_x:
         residual = x
     elif residual is not None:

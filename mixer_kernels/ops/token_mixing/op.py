@@ -51,7 +51,7 @@ class LayerNormTokenLinearFunction(torch.autograd.Function):
         gradients = IMPLEMENTATIONS[ctx.backend].layer_norm_token_linear_backward(
             dy, *ctx.saved_tensors, ctx.activation
         )
-        return *_tokens.wanted(gradients, ctx.needs_input_grad), None, None, None
+        return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None
 
 
 class TokenMixingFunction(torch.autograd.Function):
@@ -88,7 +88,7 @@ class TokenMixingFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
         gradients = IMPLEMENTATIONS[ctx.backend].token_mixing_backward(dy, *ctx.saved_tensors, ctx.activation)
-        return *_tokens.wanted(gradients, ctx.needs_input_grad), None, None, None
+        return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None
 
 
 def layer_norm_token_linear(
@@ -210,13 +210,8 @@ def _check_tokens(
 ) -> tuple[torch.Tensor, Optional, Optional]:
     """Check x and the parameters of its norm; return them as the kernels take them."""
     x = _tokens.check_tokens(op, x)
-    given = [(n, p) for n, p in (("norm_weight", norm_weight), ("norm_bias", norm_bias)) if p is not None]
-    for name, parameter in given:
-        _tokens.check_channels(op, name, parameter, x)
-        dtype = given[0][1].dtype
-        if parameter.dtype not in (x.dtype, torch.float32) or parameter.dtype != dtype:
-            raise TypeError(
-                f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, and that of norm_weight, "
-                f"got {parameter.dtype}"
-            )
-    return x, _tokens.contiguous(norm_weight), _tokens.contiguous(norm_bias)
+    norm_weight = _checks.check_channel_parameter(op, "norm_weight", norm_weight, x, x.shape[2])
+    norm_bias = _checks.check_channel_parameter(op, "norm_bias", norm_bias, x, x.shape[2])
+    if norm_weight is not None and norm_bias is not None and norm_bias.dtype != norm_weight.dtype:
+        raise TypeError(f"{op}: norm_bias must have norm_weight's dtype {norm_weight.dtype}, got {norm_bias.dtype}")
+    return x, norm_weight, norm_bias
