@@ -1,12 +1,14 @@
 // The CPU kernels of the depthwise convolution and their registration.
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
+#include <c10/util/bit_cast.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -33,8 +35,7 @@ struct Correlation {
   Extent tile;  // of outputs, that a task computes
   Map<const scalar_t> x;
   const scalar_t* weight;  // (C, 1, KH, KW)
-  bool flipped, amx;
-  int64_t group;  // blocks of channels of a task, a vector wide each
+  bool flipped, amx, channels_last;
 };
 
 // residual + scale * act(z + bias) + shift, with zeros behind the parameters up to whole vectors; bias may be null.
@@ -65,9 +66,6 @@ inline int64_t input_size(int64_t outputs, int64_t stride, int64_t taps, int64_t
 namespace mixer_kernels {
 namespace {
 
-// With the channels side by side in memory a task takes a few cache lines of each pixel.
-int64_t group_of(const at::Tensor& x) { return x.stride(1) == 1 && x.size(1) > 1 ? 4 : 1; }
-
 template <typename scalar_t>
 Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* weight, const Geometry& g, Extent out) {
   return {.batch = x.size(0),
@@ -84,7 +82,7 @@ Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* w
           .weight = weight,
           .flipped = false,
           .amx = cpu_isa() == Isa::kAmx,
-          .group = group_of(x)};
+          .channels_last = x.stride(1) == 1 && x.size(1) > 1};
 }
 
 // With the kernel turned around, and zeros between the elements of dz where the convolution stepped over those of x.

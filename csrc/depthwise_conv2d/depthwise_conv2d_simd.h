@@ -13,5 +13,43 @@
 #include "depthwise_conv2d/lane_tiles_simd.h"
 // Forward, and the gradient of x.
 #include "depthwise_conv2d/lane_convolution_simd.h"
+// The same with the columns of a plane in the lanes.
+#include "depthwise_conv2d/plane_tiles_simd.h"
+// Two ways, one of them on AMX.
+#include "depthwise_conv2d/plane_convolution_simd.h"
 // The gradients of the parameters.
 #include "depthwise_conv2d/lane_correlation_simd.h"
+
+enum class Path { kLanes, kRows, kBands };
+
+template <typename scalar_t>
+Path path_of(const Correlation<scalar_t>& c) {
+  const bool stepless = std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
+  if (!stepless || std::is_same_v<scalar_t, double>) return Path::kLanes;
+  if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) return c.amx ? Path::kBands : Path::kLanes;
+  return Path::kRows;
+}
+
+// The tasks of depthwise_convolve.
+template <typename scalar_t>
+TileGrid grid_of(const Correlation<scalar_t>& c) {
+  return path_of(c) == Path::kLanes ? lane_grid(c) : plane_grid(c);
+}
+
+// moments: of the activation, a pair of numbers for each channel of each task, or null.
+template <typename scalar_t>
+void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
+                        const Moments& moments) {
+  using operand_t = operand_type<scalar_t>;
+  const Path path = path_of(c);
+  if constexpr (!std::is_same_v<scalar_t, double>) {
+    if (path == Path::kRows) return convolve_planes<scalar_t, RowConvolution<scalar_t>>(c, e, y, moments);
+  }
+  if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) {
+    if (path == Path::kBands) return convolve_planes<scalar_t, BandedConvolution<scalar_t>>(c, e, y, moments);
+  }
+  // A unit of two taps needs two. CPUs with AMX multiply pairs of bfloat16 no faster than they multiply float32.
+  if (c.kernel.w < kUnitDepth<operand_t> || c.amx)
+    return convolve_lanes<scalar_t, acc_type<scalar_t>>(c, e, y, moments);
+  convolve_lanes<scalar_t, operand_t>(c, e, y, moments);
+}

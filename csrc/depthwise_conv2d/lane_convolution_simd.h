@@ -118,7 +118,7 @@ class LaneConvolution {
   static constexpr int64_t lanes = kLanes<acc_t>;
 
   explicit LaneConvolution(const Correlation<scalar_t>& c) : c_(c), x_(c, c.stride.w, c.dilation.w) {
-    for (int64_t block = 0; block < c.group; ++block) kernels_.emplace_back(c);
+    for (int64_t block = 0; block < blocks_of_task(c); ++block) kernels_.emplace_back(c);
     for (int64_t tap = 0; tap < kernels_[0].taps(); ++tap) {
       offsets_.push_back(x_[0].offset(kernels_[0].column(tap) * c.dilation.w));
     }
@@ -199,21 +199,21 @@ void tile_moments(const acc_t* values, int64_t pixels, double* mean, double* dev
   add_pixels<acc_t>(pixels, square, deviations);
 }
 
+// Parallel over tiles of blocks of channels.
 template <typename scalar_t, typename operand_t>
 void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
                     const Moments& moments) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
-  const TileGrid grid = grid_of(c);
-  // A large map would leave the caches anyway before somebody reads it.
-  constexpr int64_t kLarge = int64_t{4} << 20;
-  const bool streamed = y.channel_step == 1 && reinterpret_cast<uintptr_t>(y.data) % kVectorBytes == 0 &&
-                        y.column_step * sizeof(scalar_t) % kVectorBytes == 0 &&
-                        c.batch * c.channels * c.out.h * c.out.w * static_cast<int64_t>(sizeof(scalar_t)) >= kLarge;
+  const TileGrid grid = lane_grid(c);
+  const int64_t group = blocks_of_task(c);
+  const bool streamed = is_streamed(c) && y.channel_step == 1 &&
+                        reinterpret_cast<uintptr_t>(y.data) % kVectorBytes == 0 &&
+                        y.column_step * sizeof(scalar_t) % kVectorBytes == 0;
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     LaneConvolution<scalar_t, operand_t> convolution(c);
     const int64_t size = c.tile.h * c.tile.w * lanes;
-    Scratch<acc_t> values(c.group * size), room(c.tile.w * lanes);
+    Scratch<acc_t> values(group * size), room(c.tile.w * lanes);
     for (int64_t index = begin; index < end; ++index) {
       const TileOfMap tile = grid[index];
       const int64_t pixels = tile.rows * tile.columns;
@@ -241,21 +241,10 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
       for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap&) {
         acc_t* const out = values.get() + block * size;
         activate<scalar_t>(e.activation, BiasedRows<acc_t>{out, nullptr, pixels, lanes});
-        const int64_t to = (index * c.group + block) * lanes;
+        const int64_t to = (index * group + block) * lanes;
         tile_moments(out, pixels, moments.mean + to, moments.deviations + to);
       });
     }
     if (streamed) end_of_stream();
   });
-}
-
-// Parallel over tiles of blocks of channels. moments: of the activation, one pair of vectors a task, or null.
-template <typename scalar_t>
-void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
-                        const Moments& moments) {
-  using operand_t = operand_type<scalar_t>;
-  // A unit of two taps needs two. CPUs with AMX multiply pairs of bfloat16 no faster than they multiply float32.
-  if (c.kernel.w < kUnitDepth<operand_t> || c.amx)
-    return convolve_lanes<scalar_t, acc_type<scalar_t>>(c, e, y, moments);
-  convolve_lanes<scalar_t, operand_t>(c, e, y, moments);
 }

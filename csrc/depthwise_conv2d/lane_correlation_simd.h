@@ -60,7 +60,7 @@ class LaneCorrelation {
         dz_row_(pixels_ * lanes),
         dz_size_((c.tile.h + 2) * dz_row_),
         x_(c, c.dilation.w, c.stride.w),
-        dz_(c.group * dz_size_),
+        dz_(blocks_of_task(c) * dz_size_),
         natural_(kUnitDepth<operand_t> * dz_row_) {
     for (int64_t i = 0; i < pixels_; ++i) offsets_.push_back(x_[0].offset(i * kUnitDepth<operand_t> * c.stride.w));
   }
@@ -129,7 +129,7 @@ void correlate_lanes(const Correlation<scalar_t>& c, const Map<const scalar_t>& 
                      scalar_t* dbias) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
-  const TileGrid grid = grid_of(c);
+  const TileGrid grid = lane_grid(c);
   const int64_t taps = c.kernel.h * c.kernel.w, tasks = grid.tasks_of_block();
   const int64_t size = grid.block() * taps;
   const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / grid.blocks(), 1, tasks);

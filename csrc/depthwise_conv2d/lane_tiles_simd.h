@@ -5,9 +5,22 @@
 // of 16.
 constexpr int kBlockPixels = kVectorBytes == 64 ? 12 : 6;
 
+// With the channels side by side in memory a task takes a few cache lines of each pixel.
 template <typename scalar_t>
-TileGrid grid_of(const Correlation<scalar_t>& c) {
-  return {c.batch, c.channels, c.group * kLanes<acc_type<scalar_t>>, c.out, c.tile};
+int64_t blocks_of_task(const Correlation<scalar_t>& c) {
+  return c.channels_last ? 4 : 1;
+}
+
+template <typename scalar_t>
+TileGrid lane_grid(const Correlation<scalar_t>& c) {
+  return {c.batch, c.channels, blocks_of_task(c) * kLanes<acc_type<scalar_t>>, c.out, c.tile};
+}
+
+// Whether to store past the caches: a large map would leave them anyway before somebody reads it.
+template <typename scalar_t>
+bool is_streamed(const Correlation<scalar_t>& c) {
+  constexpr int64_t kLarge = int64_t{4} << 20;
+  return c.batch * c.channels * c.out.h * c.out.w * static_cast<int64_t>(sizeof(scalar_t)) >= kLarge;
 }
 
 // Calls f(block, part) for the parts of a tile that are a vector of channels wide.
@@ -175,7 +188,7 @@ template <typename scalar_t, typename operand_t>
 class TileGroup {
  public:
   TileGroup(const Correlation<scalar_t>& c, int64_t phases, int64_t pair_step) : c_(c) {
-    for (int64_t block = 0; block < c.group; ++block) {
+    for (int64_t block = 0; block < blocks_of_task(c); ++block) {
       tiles_.emplace_back(input_size(c.tile.h, c.stride.h, c.kernel.h, c.dilation.h),
                           input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step);
     }

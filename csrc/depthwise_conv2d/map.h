@@ -52,6 +52,10 @@ class TileGrid {
   int64_t tasks() const { return blocks() * tasks_of_block(); }
   bool begins_block(int64_t index) const { return index % tasks_of_block() == 0; }
 
+  // The task that is the index-th where the blocks of channels of an image follow each other: where its channels are
+  // side by side, they share its pages.
+  int64_t by_image(int64_t index) const { return index % blocks() * tasks_of_block() + index / blocks(); }
+
   TileOfMap operator[](int64_t index) const {
     const int64_t down = parts(map_.h, tile_.h), across = parts(map_.w, tile_.w);
     const int64_t column = index % across * tile_.w, row = index / across % down * tile_.h;

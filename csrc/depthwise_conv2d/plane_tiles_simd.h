@@ -1,0 +1,287 @@
+// Tiles of maps with the columns of a channel side by side in the lanes of a vector, from and to either memory format.
+// Compiled once for each instruction set by foreach_isa.h after tile_gemm_simd.h, inside a namespace.
+
+// Elements of a plane: accumulators, or the bits of elements of two bytes.
+template <typename scalar_t>
+using bits_type = std::conditional_t<sizeof(scalar_t) == 2, uint16_t, acc_type<scalar_t>>;
+
+// How many planes a task takes: with the channels side by side in memory some cache lines of each pixel.
+template <typename scalar_t>
+int64_t plane_block(const Correlation<scalar_t>& c) {
+  return c.channels_last ? 32 : 1;
+}
+
+template <typename scalar_t>
+TileGrid plane_grid(const Correlation<scalar_t>& c) {
+  return {c.batch, c.channels, plane_block(c), c.out, c.tile};
+}
+
+// One bit for each of the lanes [begin, end) that exist.
+inline uint64_t lane_mask(int64_t begin, int64_t end, int64_t lanes) {
+  const auto below = [](int64_t lane) { return lane == 64 ? ~uint64_t{0} : (uint64_t{1} << lane) - 1; };
+  return below(std::clamp<int64_t>(end, 0, lanes)) & ~below(std::clamp<int64_t>(begin, 0, lanes));
+}
+
+template <typename plane_t, typename scalar_t>
+inline Vector<plane_t> load_elements(const scalar_t* from) {
+  if constexpr (std::is_same_v<plane_t, uint16_t>) {
+    return load(reinterpret_cast<const uint16_t*>(from));
+  } else {
+    return load_as_acc(from);
+  }
+}
+
+template <typename plane_t, typename scalar_t>
+inline plane_t element_of(scalar_t value) {
+  if constexpr (std::is_same_v<plane_t, uint16_t>) {
+    return c10::bit_cast<uint16_t>(value);
+  } else {
+    return static_cast<plane_t>(value);
+  }
+}
+
+// Elements [first, first + lanes) of a row of `size` elements; zeros outside of it.
+template <typename plane_t, typename scalar_t>
+inline Vector<plane_t> load_within(const scalar_t* row, int64_t first, int64_t size) {
+  constexpr int64_t lanes = kLanes<plane_t>;
+  if (first >= 0 && first + lanes <= size) return load_elements<plane_t>(row + first);
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64 && sizeof(scalar_t) == sizeof(plane_t)) {
+    const uint64_t mask = lane_mask(-first, size - first, lanes);
+    if constexpr (sizeof(plane_t) == 2) {
+      return (Vector<plane_t>)_mm512_maskz_loadu_epi16(static_cast<__mmask32>(mask), row + first);
+    } else {
+      return (Vector<plane_t>)_mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask), row + first);
+    }
+  }
+#endif
+  plane_t few[lanes] = {};
+  for (int64_t i = std::max<int64_t>(0, -first); i < std::min(lanes, size - first); ++i) {
+    few[i] = element_of<plane_t>(row[first + i]);
+  }
+  return load(few);
+}
+
+// The first `count` of some vectors from rows of elements, `step` apart; all lanes but the first n are zeros.
+template <typename plane_t, int kCount, typename scalar_t>
+__attribute__((always_inline)) inline void load_rows(const scalar_t* from, int64_t step, int64_t count, int64_t n,
+                                                     Vector<plane_t>* rows) {
+  if (count == kCount && n >= kLanes<plane_t>) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kCount; ++i) rows[i] = load_elements<plane_t>(from + i * step);
+    return;
+  }
+  for (int i = 0; i < kCount; ++i) {
+    rows[i] = i < count ? load_within<plane_t>(from + i * step, 0, n) : Vector<plane_t>{};
+  }
+}
+
+// Lanes [begin, end) of the first `count` vectors to rows of elements, `step` apart: lane i is element i.
+template <int kCount, typename T>
+__attribute__((always_inline)) inline void store_rows(const Vector<T>* rows, int64_t count, int64_t begin, int64_t end,
+                                                      T* to, int64_t step) {
+  constexpr int64_t lanes = kLanes<T>;
+  if (count == kCount && begin <= 0 && end >= lanes) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kCount; ++i) store(to + i * step, rows[i]);
+    return;
+  }
+  if (begin >= end) return;
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64) {
+    const uint64_t mask = lane_mask(begin, end, lanes);
+    for (int i = 0; i < count; ++i) {
+      if constexpr (sizeof(T) == 2) {
+        _mm512_mask_storeu_epi16(to + i * step, static_cast<__mmask32>(mask), (__m512i)rows[i]);
+      } else {
+        _mm512_mask_storeu_epi32(to + i * step, static_cast<__mmask16>(mask), (__m512i)rows[i]);
+      }
+    }
+    return;
+  }
+#endif
+  for (int i = 0; i < count; ++i) {
+    for (int64_t lane = std::max<int64_t>(0, begin); lane < std::min(end, lanes); ++lane) {
+      to[i * step + lane] = rows[i][lane];
+    }
+  }
+}
+
+// A vector of elements from the accumulators that it is made of.
+template <typename scalar_t>
+inline Vector<bits_type<scalar_t>> round_to_bits(const Vector<acc_type<scalar_t>>* values) {
+  if constexpr (sizeof(scalar_t) == sizeof(acc_type<scalar_t>)) {
+    return values[0];
+  } else {
+#if defined(__x86_64__)
+    if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) {
+      return (Vector<uint16_t>)_mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]);
+    }
+#endif
+    scalar_t rounded[2 * kLanes<float>];
+    store_acc(rounded, values[0]);
+    store_acc(rounded + kLanes<float>, values[1]);
+    return load(reinterpret_cast<const uint16_t*>(rounded));
+  }
+}
+
+// The first n lanes; streamed: whole cache lines past the caches.
+template <typename T>
+inline void store_first(T* to, int64_t n, Vector<T> value, bool streamed) {
+  if (n >= kLanes<T> && streamed && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0) return stream(to, value);
+  store_rows<1>(&value, 1, 0, n, to, 0);
+}
+
+// The transpose of a square of as many vectors as they have lanes.
+template <typename T>
+inline void transpose_elements(Vector<T>* square) {
+  if constexpr (sizeof(T) == 2) {
+    // Pairs of rows first, then twice the square of half the size whose elements are pairs.
+    constexpr int64_t half = kLanes<uint32_t>;
+    Vector<uint32_t> even[half], odd[half];
+    for (int64_t i = 0; i < half; ++i) {
+      const auto upper = (Vector<uint32_t>)square[2 * i], lower = (Vector<uint32_t>)square[2 * i + 1];
+      even[i] = (upper & 0xffff) | lower << 16;
+      odd[i] = upper >> 16 | (lower & 0xffff0000);
+    }
+    transpose_square<1, uint32_t>(even);
+    transpose_square<1, uint32_t>(odd);
+    for (int64_t i = 0; i < half; ++i) {
+      square[2 * i] = (Vector<T>)even[i];
+      square[2 * i + 1] = (Vector<T>)odd[i];
+    }
+  } else {
+    transpose_square<1, T>(square);
+  }
+}
+
+// Windows of the zero-padded planes of a block of channels: window w of a plane begins `step` columns behind window
+// w - 1, and its rows, `width` long, follow each other without a gap.
+template <typename scalar_t, typename plane_t>
+class PlaneWindows {
+ public:
+  PlaneWindows(int64_t channels, int64_t rows, int64_t windows, int64_t step, int64_t width)
+      : rows_(rows), windows_(windows), step_(step), width_(width), elements_(channels * windows * rows * width) {
+    std::fill_n(elements_.get(), channels * windows * rows * width, plane_t(0));
+  }
+
+  int64_t width() const { return width_; }
+  plane_t* window(int64_t channel, int64_t index) const {
+    return elements_.get() + (channel * windows_ + index) * rows_ * width_;
+  }
+
+  // Fills the first `rows` rows from (row, column) of the planes of a tile's channels on.
+  void fill(const Map<const scalar_t>& map, Extent size, const TileOfMap& tile, int64_t row, int64_t column,
+            int64_t rows) {
+    const int64_t begin = std::clamp<int64_t>(-row, 0, rows), end = std::clamp(size.h - row, begin, rows);
+    const bool across = map.channel_step == 1 && map.column_step != 1;
+    for (int64_t w = 0; w < tile.channels * windows_; ++w) {
+      plane_t* const to = window(0, w);
+      const int64_t first = across ? rows : begin;
+      std::fill_n(to, first * width_, plane_t(0));
+      if (first < rows) std::fill_n(to + end * width_, (rows - end) * width_, plane_t(0));
+    }
+    if (across) {
+      for (int64_t r = begin; r < end; ++r) {
+        fill_across(map.pixel(tile.image, tile.channel, row + r, 0), map.column_step, size.w, tile.channels, column, r);
+      }
+      return;
+    }
+    for (int64_t c = 0; c < tile.channels; ++c) {
+      const scalar_t* const from = map.pixel(tile.image, tile.channel + c, row + begin, 0);
+      for (int64_t w = 0; w < windows_; ++w) {
+        fill_along(map, from, size.w, column + w * step_, end - begin, window(c, w) + begin * width_);
+      }
+    }
+  }
+
+  // Asks for part `part` of `parts` of what fill() is going to read.
+  void prefetch(const Map<const scalar_t>& map, Extent size, const TileOfMap& tile, int64_t row, int64_t column,
+                int64_t rows, int64_t part, int64_t parts) const {
+    const int64_t begin = std::max<int64_t>(row, 0), end = std::min(row + rows, size.h);
+    const int64_t left = std::max<int64_t>(column, 0);
+    const int64_t right = std::min(size.w, column + (windows_ - 1) * step_ + width_);
+    const bool across = map.channel_step == 1 && map.column_step != 1;
+    constexpr int64_t kLine = 64 / sizeof(scalar_t);
+    const int64_t channels = across ? tile.channels : 1, columns = across ? 1 : kLine;
+    for (int64_t r = begin + part * (end - begin) / parts; r < begin + (part + 1) * (end - begin) / parts; ++r) {
+      for (int64_t p = left; p < right; p += columns) {
+        const scalar_t* const pixel = map.pixel(tile.image, tile.channel, r, p);
+        for (int64_t c = 0; c < channels; c += kLine) __builtin_prefetch(pixel + c);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t lanes = kLanes<plane_t>;
+
+  // One window of `rows` rows of a plane.
+  void fill_along(const Map<const scalar_t>& map, const scalar_t* from, int64_t size, int64_t column, int64_t rows,
+                  plane_t* to) {
+    if (map.column_step != 1) {
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < width_; ++i) {
+          const bool outside = column + i < 0 || column + i >= size;
+          to[r * width_ + i] =
+              outside ? plane_t(0) : element_of<plane_t>(from[r * map.row_step + (column + i) * map.column_step]);
+        }
+      }
+      return;
+    }
+    for (int64_t i = 0; i < width_; i += lanes) {
+      for (int64_t r = 0; r < rows; ++r) {
+        store(to + r * width_ + i, load_within<plane_t>(from + r * map.row_step, column + i, size));
+      }
+    }
+  }
+
+  void fill_across(const scalar_t* from, int64_t pixel_step, int64_t size, int64_t channels, int64_t column,
+                   int64_t r) {
+    const int64_t begin = std::max<int64_t>(column, 0);
+    const int64_t end = std::min(size, column + (windows_ - 1) * step_ + width_);
+    for (int64_t p = begin; p < end; p += lanes) {
+      const int64_t pixels = std::min(lanes, end - p);
+      for (int64_t first = 0; first < channels; first += lanes) {
+        const int64_t count = std::min(lanes, channels - first);
+        Vector<plane_t> square[lanes];
+        load_rows<plane_t, lanes>(from + p * pixel_step + first, pixel_step, pixels, count, square);
+        transpose_elements<plane_t>(square);
+        for (int64_t w = 0; w < windows_; ++w) {
+          const int64_t at = p - column - w * step_;
+          store_rows<lanes>(square, count, -at, std::min(pixels, width_ - at), window(first, w) + r * width_ + at,
+                            windows_ * rows_ * width_);
+        }
+      }
+    }
+  }
+
+  int64_t rows_, windows_, step_, width_;
+  Scratch<plane_t> elements_;
+};
+
+// Stores the finished planes of a tile, whose rows are `pitch` elements apart, in a map with its channels side by side.
+template <typename scalar_t>
+void store_across(const bits_type<scalar_t>* planes, int64_t plane, int64_t pitch, const TileOfMap& tile,
+                  const Map<scalar_t>& y, bool streamed) {
+  using bits_t = bits_type<scalar_t>;
+  constexpr int64_t lanes = kLanes<bits_t>;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    for (int64_t p = 0; p < tile.columns; p += lanes) {
+      const int64_t pixels = std::min(lanes, tile.columns - p);
+      for (int64_t first = 0; first < tile.channels; first += lanes) {
+        const int64_t count = std::min(lanes, tile.channels - first);
+        Vector<bits_t> square[lanes];
+        load_rows<bits_t, lanes>(planes + first * plane + row * pitch + p, plane, count, pitch - p, square);
+        transpose_elements<bits_t>(square);
+        bits_t* const to =
+            reinterpret_cast<bits_t*>(y.pixel(tile.image, tile.channel, tile.row + row, tile.column + p)) + first;
+        if (streamed && count == lanes && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 &&
+            y.column_step * sizeof(bits_t) % kVectorBytes == 0) {
+          for (int64_t i = 0; i < pixels; ++i) stream(to + i * y.column_step, square[i]);
+        } else {
+          store_rows<lanes>(square, pixels, 0, count, to, y.column_step);
+        }
+      }
+    }
+  }
+}
