@@ -7,23 +7,29 @@ constexpr int kPlaneRows = kVectorBytes == 64 ? 8 : 4;
 constexpr int kPlaneVectors = 2;
 constexpr int kKernelRows = 9;
 
-// Adds kTaps rows of the kernel, `taps` of each.
+// Adds kTaps rows of the kernel, `taps` of each; weight: (taps, KH).
 template <int kTaps, int kVectors>
-void convolve_rows(const float* x, int64_t width, const float* weight, int64_t weight_row, int64_t taps,
+void convolve_rows(const float* x, int64_t width, const float* weight, int64_t kernel_rows, int64_t taps,
                    bool accumulate, float* out, int64_t pitch) {
   constexpr int64_t lanes = kLanes<float>;
   Vector<float> acc[kPlaneRows][kVectors];
   for (int r = 0; r < kPlaneRows; ++r) {
     for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<float>{};
   }
-  for (int64_t tap = 0; tap < taps; ++tap) {
+  for (int64_t tap = 0; tap < taps; ++tap, weight += kernel_rows) {
     Vector<float> w[kTaps];
-    for (int k = 0; k < kTaps; ++k) w[k] = broadcast(weight[k * weight_row + tap]);
+#pragma GCC unroll 9
+    for (int k = 0; k < kTaps; ++k) {
+      w[k] = broadcast(weight[k]);
+      keep_in_register(w[k]);
+    }
+    const float* in = x + tap;
 #pragma GCC unroll 16
-    for (int row = 0; row < kPlaneRows + kTaps - 1; ++row) {
+    for (int row = 0; row < kPlaneRows + kTaps - 1; ++row, in += width) {
+      keep_in_register(in);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-        Vector<float> pixel = load(x + row * width + tap + v * lanes);
+        Vector<float> pixel = load(in + v * lanes);
         keep_in_register(pixel);
 #pragma GCC unroll 9
         for (int k = 0; k < kTaps; ++k) {
@@ -32,7 +38,9 @@ void convolve_rows(const float* x, int64_t width, const float* weight, int64_t w
       }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kPlaneRows; ++r) {
+#pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       float* const to = out + r * pitch + v * lanes;
       store(to, accumulate ? load(to) + acc[r][v] : acc[r][v]);
@@ -60,9 +68,10 @@ class RowConvolution {
 
   static void release() {}
 
-  // Of the outputs; rows() may be more than the tile has.
+  // Of the outputs, which are made `step()` rows at a time: a last step may make more than the tile has.
   int64_t pitch() const { return pitch_; }
   int64_t rows() const { return rows_; }
+  int64_t step() const { return kPlaneRows; }
 
   void set_inputs(const TileOfMap& tile) {
     x_.fill(c_.x, c_.in, tile, tile.row - c_.offset.h, tile.column - c_.offset.w, tile.rows + c_.kernel.h - 1);
@@ -74,24 +83,22 @@ class RowConvolution {
                 parts);
   }
 
-  // The outputs of a channel of the tile, (rows(), pitch()).
-  void run(const TileOfMap& tile, int64_t channel, float* out) {
+  // One step of the outputs of a channel of the tile, from row `row` on.
+  void run(const TileOfMap& tile, int64_t channel, int64_t row, float* out) {
     set_kernel(tile.channel + channel);
     // Long sums are made of short ones.
     const int64_t tall = (c_.kernel.h + kKernelRows - 1) / kKernelRows;
     const int64_t most = std::max<int64_t>(1, kLongestSum * tall / c_.kernel.h);
     const int64_t wide = (c_.kernel.w + most - 1) / most;
-    const float* const x = x_.window(channel, 0);
-    for (int64_t row = 0; row < tile.rows; row += kPlaneRows) {
-      for (int64_t part = 0; part < tall * wide; ++part) {
-        const int64_t kh = part / wide * c_.kernel.h / tall, kh_end = (part / wide + 1) * c_.kernel.h / tall;
-        const int64_t kw = part % wide * c_.kernel.w / wide, kw_end = (part % wide + 1) * c_.kernel.w / wide;
-        for (int64_t column = 0; column < pitch_; column += kPlaneVectors * kLanes<float>) {
-          const int64_t vectors = std::min<int64_t>(kPlaneVectors, (pitch_ - column) / kLanes<float>);
-          convolve_rows_of(kh_end - kh, vectors, std::make_integer_sequence<int, kKernelRows * kPlaneVectors>{})(
-              x + (row + kh) * x_.width() + column + kw, x_.width(), weight_.get() + kh * c_.kernel.w + kw, c_.kernel.w,
-              kw_end - kw, part > 0, out + row * pitch_ + column, pitch_);
-        }
+    const float* const x = x_.window(channel, 0) + row * x_.width();
+    for (int64_t part = 0; part < tall * wide; ++part) {
+      const int64_t kh = part / wide * c_.kernel.h / tall, kh_end = (part / wide + 1) * c_.kernel.h / tall;
+      const int64_t kw = part % wide * c_.kernel.w / wide, kw_end = (part % wide + 1) * c_.kernel.w / wide;
+      for (int64_t column = 0; column < pitch_; column += kPlaneVectors * kLanes<float>) {
+        const int64_t vectors = std::min<int64_t>(kPlaneVectors, (pitch_ - column) / kLanes<float>);
+        convolve_rows_of(kh_end - kh, vectors, std::make_integer_sequence<int, kKernelRows * kPlaneVectors>{})(
+            x + kh * x_.width() + column + kw, x_.width(), weight_.get() + kw * c_.kernel.h + kh, c_.kernel.h,
+            kw_end - kw, part > 0, out + column, pitch_);
       }
     }
   }
@@ -103,13 +110,14 @@ class RowConvolution {
     const int64_t taps = c_.kernel.h * c_.kernel.w;
     const scalar_t* const from = c_.weight + channel * taps;
     for (int64_t tap = 0; tap < taps; ++tap) {
-      weight_.get()[tap] = static_cast<float>(from[c_.flipped ? taps - 1 - tap : tap]);
+      const int64_t kh = tap / c_.kernel.w, kw = tap % c_.kernel.w;
+      weight_.get()[kw * c_.kernel.h + kh] = static_cast<float>(from[c_.flipped ? taps - 1 - tap : tap]);
     }
   }
 
   const Correlation<scalar_t>& c_;
   int64_t pitch_, rows_, channel_ = -1;
-  Scratch<float> weight_;
+  Scratch<float> weight_;  // (KW, KH)
   PlaneWindows<scalar_t, float> x_;
 };
 
@@ -134,6 +142,7 @@ class BandedConvolution {
 
   int64_t pitch() const { return whole_vectors<uint16_t>(windows_ * columns_); }
   int64_t rows() const { return c_.tile.h; }
+  int64_t step() const { return c_.tile.h; }
 
   void set_inputs(const TileOfMap& tile) {
     x_.fill(c_.x, c_.in, tile, tile.row - c_.offset.h, tile.column - c_.offset.w, tile.rows + c_.kernel.h - 1);
@@ -144,7 +153,7 @@ class BandedConvolution {
                 parts);
   }
 
-  void run(const TileOfMap& tile, int64_t channel, float* out) {
+  void run(const TileOfMap& tile, int64_t channel, int64_t, float* out) {
     set_kernel(tile.channel + channel);
     for (int64_t w = 0; w < windows_; ++w) {
       at::native::cpublas::brgemm(tile.rows, columns_, c_.kernel.h * width_, width_, columns_, pitch(), false,
@@ -240,6 +249,7 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
   using bits_t = bits_type<scalar_t>;
   const TileGrid grid = plane_grid(c);
   const bool across = y.column_step != 1, streamed = is_streamed(c);
+  const auto task_at = [&](int64_t index) { return across ? grid.by_image(index) : index; };
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     Convolution convolution(c);
     // Rows of whole vectors of elements.
@@ -250,35 +260,36 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
     std::optional<PlaneWindows<scalar_t, bits_t>> residual;
     if (e.residual.data != nullptr) residual.emplace(grid.block(), c.tile.h, 1, 0, pitch);
     for (int64_t index = begin; index < end; ++index) {
-      const int64_t task = across ? grid.by_image(index) : index;
-      const TileOfMap tile = grid[task];
+      const TileOfMap tile = grid[task_at(index)];
       convolution.set_inputs(tile);
       if (residual) residual->fill(e.residual, c.out, tile, tile.row, tile.column, tile.rows);
-      for (int64_t channel = 0; channel < tile.channels; ++channel) {
-        if (index + 1 < end)
-          convolution.prefetch(grid[across ? grid.by_image(index + 1) : index + 1], channel, tile.channels);
-        const int64_t of_map = tile.channel + channel;
-        const float* const bias = e.bias == nullptr ? nullptr : e.bias + of_map;
-        convolution.run(tile, channel, values.get());
+      const int64_t steps = (tile.rows + convolution.step() - 1) / convolution.step();
+      for (int64_t part = 0; part < tile.channels * steps; ++part) {
+        if (index + 1 < end) convolution.prefetch(grid[task_at(index + 1)], part, tile.channels * steps);
+        const int64_t channel = part / steps, row = part % steps * convolution.step();
+        const int64_t rows = std::min(convolution.step(), tile.rows - row);
+        float* const out = values.get() + row * pitch;
+        convolution.run(tile, channel, row, out);
         // Last: a sum that begins with the bias is rounded at its size.
+        const float* const bias = e.bias == nullptr ? nullptr : e.bias + tile.channel + channel;
         activate<scalar_t>(moments.mean == nullptr ? e.activation : Activation::kNone,
-                           BiasedRows<float>{values.get(), bias, 1, tile.rows * pitch});
-        const auto* const past = residual ? reinterpret_cast<const scalar_t*>(residual->window(channel, 0)) : nullptr;
-        if (across) {
-          finish_row(e, of_map, past, values.get(), tile.rows * pitch,
-                     reinterpret_cast<scalar_t*>(finished.get() + channel * plane), false);
-        } else {
-          // Rows without a gap are one.
-          const bool whole = pitch == tile.columns && y.row_step == pitch;
-          const int64_t rows = whole ? 1 : tile.rows, columns = whole ? tile.rows * pitch : tile.columns;
-          for (int64_t row = 0; row < rows; ++row) {
-            finish_row(e, of_map, past == nullptr ? past : past + row * pitch, values.get() + row * pitch, columns,
-                       y.pixel(tile.image, of_map, tile.row + row, tile.column), streamed);
-          }
+                           BiasedRows<float>{out, bias, 1, rows * pitch});
+        const auto* const past =
+            residual ? reinterpret_cast<const scalar_t*>(residual->window(channel, 0)) + row * pitch : nullptr;
+        // Rows without a gap are one.
+        const bool whole = across || (pitch == tile.columns && y.row_step == pitch);
+        const int64_t lines = whole ? 1 : rows, columns = whole ? rows * pitch : tile.columns;
+        for (int64_t line = 0; line < lines; ++line) {
+          finish_row(e, tile.channel + channel, past == nullptr ? past : past + line * pitch, out + line * pitch,
+                     columns,
+                     across ? reinterpret_cast<scalar_t*>(finished.get()) + channel * plane + row * pitch
+                            : y.pixel(tile.image, tile.channel + channel, tile.row + row + line, tile.column),
+                     streamed && !across);
         }
         if (moments.mean == nullptr) continue;
-        activate<scalar_t>(e.activation, BiasedRows<float>{values.get(), nullptr, 1, tile.rows * pitch});
-        const int64_t to = task * grid.block() + channel;
+        activate<scalar_t>(e.activation, BiasedRows<float>{out, nullptr, 1, rows * pitch});
+        if (row + rows < tile.rows) continue;
+        const int64_t to = task_at(index) * grid.block() + channel;
         plane_moments(values.get(), pitch, tile, moments.mean + to, moments.deviations + to);
       }
       if (across) store_across(finished.get(), plane, pitch, tile, y, streamed);

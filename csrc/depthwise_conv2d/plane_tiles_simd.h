@@ -8,7 +8,7 @@ using bits_type = std::conditional_t<sizeof(scalar_t) == 2, uint16_t, acc_type<s
 // How many planes a task takes: with the channels side by side in memory some cache lines of each pixel.
 template <typename scalar_t>
 int64_t plane_block(const Correlation<scalar_t>& c) {
-  return c.channels_last ? 32 : 1;
+  return c.channels_last ? 64 : 1;
 }
 
 template <typename scalar_t>
