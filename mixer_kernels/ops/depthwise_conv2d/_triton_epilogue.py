@@ -63,7 +63,7 @@ def depthwise_epilogue_sums_kernel(
     stride_z_b, stride_z_c, stride_z_h, stride_z_w,
     ACTIVATION: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Each program sums up CHANNELS channels over its share of the chunks, rows of an image; COLUMNS pixels at a time."""
+    """Each program sums up CHANNELS channels over its share of the chunks, a row each, COLUMNS pixels at a time."""
     c_tiles = tl.cdiv(channels, CHANNELS)
     program = tl.program_id(0)
     c = program % c_tiles * CHANNELS + tl.arange(0, CHANNELS)
