@@ -49,7 +49,7 @@ def _kernels_run() -> None:
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run on the tiles that are shipped, and on tiles so small that tiny shapes need several."""
     if request.param == "small":
-        small = {1: Tile(columns=4, channels=2, count=2, num_warps=4)}
+        small = {1: Tile(columns=4, channels=2, num_warps=4, rows=2)}
         monkeypatch.setattr(_triton_tiles, "TILES", dict.fromkeys(_triton_tiles.TILES, small))
         monkeypatch.setattr(_triton_tiles, "TAPS", (2,))
     return request.param

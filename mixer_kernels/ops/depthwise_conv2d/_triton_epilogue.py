@@ -1,99 +1,96 @@
-"""What follows the convolution where it does not run in the same pass; tiles are those of ``_triton_kernels.py``."""
+"""What the kernels of the epilogue are launched with, as in ``_triton_launch.py``."""
 
 from __future__ import annotations
 
-from mixer_kernels.ops._triton_activation import activate, activate_with_derivative
-from mixer_kernels.ops._triton_jit import jit, tl
-from mixer_kernels.ops._triton_linear import load_affine
-from mixer_kernels.ops.depthwise_conv2d._triton_kernels import SIZES, offsets
+from typing import Any
+
+import torch
+
+from mixer_kernels.ops._triton_launch import Launch, Sums, cdiv
+from mixer_kernels.ops.depthwise_conv2d import _fake
+from mixer_kernels.ops.depthwise_conv2d import _triton_epilogue_kernels as kernels
+from mixer_kernels.ops.depthwise_conv2d import _triton_tiles as tiles
+from mixer_kernels.ops.depthwise_conv2d._arguments import Optional
+from mixer_kernels.ops.depthwise_conv2d._triton_launch import split, strides, tile_arguments
 
 
-@jit(do_not_specialize=SIZES)
-def depthwise_epilogue_fwd_kernel(
-    z_ptr, scale_ptr, shift_ptr, residual_ptr, y_ptr, channels, height, width,
-    stride_z_b, stride_z_c, stride_z_h, stride_z_w,
-    stride_residual_b, stride_residual_c, stride_residual_h, stride_residual_w,
-    stride_y_b, stride_y_c, stride_y_h, stride_y_w,
-    ACTIVATION: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """Each program computes COLUMNS pixels of a row of one image, for CHANNELS channels."""
-    image, h, w, c = tile_of_map(channels, height, width, COLUMNS, CHANNELS)
-    inside = (w < width)[:, None] & (c < channels)[None, :]
-    z_ptrs = z_ptr + image * stride_z_b + h * stride_z_h + offsets(w, c, stride_z_w, stride_z_c)
-    scale, shift = load_affine(scale_ptr, shift_ptr, c, channels)
-    z = tl.load(z_ptrs, mask=inside, other=0.0).to(tl.float32)
-    y = activate(z, ACTIVATION) * scale[None, :] + shift[None, :]
-    if residual_ptr is not None:
-        residual_ptr += image * stride_residual_b + h * stride_residual_h
-        residual_ptrs = residual_ptr + offsets(w, c, stride_residual_w, stride_residual_c)
-        y += tl.load(residual_ptrs, mask=inside, other=0.0).to(tl.float32)
-    y_ptrs = y_ptr + image * stride_y_b + h * stride_y_h + offsets(w, c, stride_y_w, stride_y_c)
-    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=inside)
+def epilogue_forward(
+    launch: Launch, z: torch.Tensor, scale: Optional, shift: Optional, residual: Optional, activation: int
+) -> torch.Tensor:
+    """Return ``residual + scale * act(z) + shift``."""
+    y = _fake.like(z, z.shape)
+    arguments = {"scale_ptr": scale, "shift_ptr": shift}
+    maps = {"residual": residual, "y": y}
+    _compute_map(launch, kernels.depthwise_epilogue_fwd_kernel, z, maps, activation, arguments)
+    return y
 
 
-@jit(do_not_specialize=SIZES)
-def depthwise_epilogue_bwd_kernel(
-    dy_ptr, z_ptr, c0_ptr, c1_ptr, c2_ptr, dz_ptr, channels, height, width,
-    stride_dy_b, stride_dy_c, stride_dy_h, stride_dy_w,
-    stride_z_b, stride_z_c, stride_z_h, stride_z_w,
-    stride_dz_b, stride_dz_c, stride_dz_h, stride_dz_w,
-    ACTIVATION: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """Each program computes COLUMNS pixels of a row of one image, for CHANNELS channels."""
-    image, h, w, c = tile_of_map(channels, height, width, COLUMNS, CHANNELS)
-    inside = (w < width)[:, None] & (c < channels)[None, :]
-    dy_ptrs = dy_ptr + image * stride_dy_b + h * stride_dy_h + offsets(w, c, stride_dy_w, stride_dy_c)
-    z_ptrs = z_ptr + image * stride_z_b + h * stride_z_h + offsets(w, c, stride_z_w, stride_z_c)
-    c0, c2 = load_affine(c0_ptr, c2_ptr, c, channels)
-    dy = tl.load(dy_ptrs, mask=inside, other=0.0).to(tl.float32)
-    z = tl.load(z_ptrs, mask=inside, other=0.0).to(tl.float32)
-    activated, derivative = activate_with_derivative(z, ACTIVATION)
-    da = c0[None, :] * dy + c2[None, :]
-    if c1_ptr is not None:
-        c1, _ = load_affine(c1_ptr, None, c, channels)
-        da += c1[None, :] * activated
-    dz_ptrs = dz_ptr + image * stride_dz_b + h * stride_dz_h + offsets(w, c, stride_dz_w, stride_dz_c)
-    tl.store(dz_ptrs, (da * derivative).to(dz_ptr.dtype.element_ty), mask=inside)
+def epilogue_backward(
+    launch: Launch, dy: torch.Tensor, z: torch.Tensor, c0: Optional, c1: Optional, c2: Optional, activation: int
+) -> torch.Tensor:
+    """Return ``(c0 * dy + c1 * act(z) + c2) * act'(z)``."""
+    dz = _fake.like(z, z.shape)
+    arguments = {"c0_ptr": c0, "c1_ptr": c1, "c2_ptr": c2}
+    _compute_map(launch, kernels.depthwise_epilogue_bwd_kernel, z, {"dy": dy, "dz": dz}, activation, arguments)
+    return dz
 
 
-@jit(do_not_specialize=SIZES)
-def depthwise_epilogue_sums_kernel(
-    dy_ptr, z_ptr, center_ptr, partial_dy_ptr, partial_product_ptr, channels, height, width, chunks, chunks_of_split,
-    stride_dy_b, stride_dy_c, stride_dy_h, stride_dy_w,
-    stride_z_b, stride_z_c, stride_z_h, stride_z_w,
-    ACTIVATION: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """Each program sums up CHANNELS channels over its share of the chunks, a row each, COLUMNS pixels at a time."""
-    c_tiles = tl.cdiv(channels, CHANNELS)
-    program = tl.program_id(0)
-    c = program % c_tiles * CHANNELS + tl.arange(0, CHANNELS)
-    split = (program // c_tiles).to(tl.int64)
-    _, center = load_affine(None, center_ptr, c, channels)
-    sum_dy = tl.zeros((COLUMNS, CHANNELS), tl.float32)
-    sum_product = tl.zeros((COLUMNS, CHANNELS), tl.float32)
-    for chunk in range(split * chunks_of_split, tl.minimum((split + 1) * chunks_of_split, chunks)):
-        dy_row_ptr = dy_ptr + chunk // height * stride_dy_b + chunk % height * stride_dy_h
-        z_row_ptr = z_ptr + chunk // height * stride_z_b + chunk % height * stride_z_h
-        for column in range(0, width, COLUMNS):
-            w = column + tl.arange(0, COLUMNS)
-            inside = (w < width)[:, None] & (c < channels)[None, :]
-            dy_ptrs = dy_row_ptr + offsets(w, c, stride_dy_w, stride_dy_c)
-            z_ptrs = z_row_ptr + offsets(w, c, stride_z_w, stride_z_c)
-            dy = tl.load(dy_ptrs, mask=inside, other=0.0).to(tl.float32)
-            z = tl.load(z_ptrs, mask=inside, other=0.0).to(tl.float32)
-            sum_dy += dy
-            sum_product += dy * (activate(z, ACTIVATION) - center[None, :])
-    tl.store(partial_dy_ptr + split * channels + c, tl.sum(sum_dy, axis=0), mask=c < channels)
-    tl.store(partial_product_ptr + split * channels + c, tl.sum(sum_product, axis=0), mask=c < channels)
+def epilogue_sums(
+    launch: Launch, dy: torch.Tensor, z: torch.Tensor, center: Optional, activation: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums of ``dy`` and of ``dy * (act(z) - center)`` over everything but the channels."""
+    z, maps = _flattened(z, {"dy": dy})
+    batch, channels, rows, pixels = z.shape
+    tile = tiles.tile("epilogue", z, pixels)
+    programs, chunks = cdiv(channels, tile.channels), batch * rows * cdiv(pixels, tile.columns)
+    chunks_of_split, splits = split(chunks, programs)
+    partial_dy, partial_product = (z.new_empty((splits, channels), dtype=torch.float32) for _ in range(2))
+    arguments = {
+        "center_ptr": center,
+        "partial_dy_ptr": partial_dy,
+        "partial_product_ptr": partial_product,
+        "chunks": chunks,
+        "chunks_of_split": chunks_of_split,
+        **_map_arguments(z, maps, activation, tile),
+    }
+    launch(kernels.depthwise_epilogue_sums_kernel, programs * splits, arguments)
+    sums = Sums(z)
+    totals = sums.into(_fake.sums(z), partial_dy), sums.into(_fake.sums(z), partial_product)
+    sums.run(launch)
+    return totals
 
 
-@jit
-def tile_of_map(channels, height, width, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Return image, row, pixels and channels of this program's tile."""
-    column_tiles = tl.cdiv(width, COLUMNS)
-    c_tiles = tl.cdiv(channels, CHANNELS)
-    program = tl.program_id(0)
-    w = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    h = (program // column_tiles % height).to(tl.int64)
-    c = program // column_tiles // height % c_tiles * CHANNELS + tl.arange(0, CHANNELS)
-    return (program // column_tiles // height // c_tiles).to(tl.int64), h, w, c
+def _compute_map(
+    launch: Launch,
+    kernel: Any,
+    z: torch.Tensor,
+    maps: dict[str, Optional],
+    activation: int,
+    arguments: dict[str, Optional],
+) -> None:
+    """Launch a kernel that computes a map from z, tile by tile."""
+    z, maps = _flattened(z, maps)
+    batch, channels, rows, pixels = z.shape
+    tile = tiles.tile("epilogue", z, pixels)
+    programs = batch * rows * cdiv(pixels, tile.columns) * cdiv(channels, tile.channels)
+    launch(kernel, programs, {**arguments, **_map_arguments(z, maps, activation, tile)})
+
+
+def _map_arguments(z: torch.Tensor, maps: dict[str, Optional], activation: int, tile: tiles.Tile) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"channels": z.size(1), "rows": z.size(2), "pixels": z.size(3)}
+    for name, x in {"z": z, **maps}.items():
+        arguments |= {f"{name}_ptr": x, **strides(name, x)}
+    return {**arguments, "ACTIVATION": activation, **tile_arguments(tile)}
+
+
+def _flattened(z: torch.Tensor, maps: dict[str, Optional]) -> tuple[torch.Tensor, dict[str, Optional]]:
+    """Return the maps as maps of one row, if the rows of all of them follow on one another."""
+    present = [z, *(x for x in maps.values() if x is not None)]
+    if any(x.size(2) > 1 and x.stride(2) != x.size(3) * x.stride(3) for x in present):
+        return z, maps
+    one_row = {name: None if x is None else _one_row(x) for name, x in maps.items()}
+    return _one_row(z), one_row
+
+
+def _one_row(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(2).unsqueeze(2)

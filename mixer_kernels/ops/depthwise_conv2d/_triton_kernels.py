@@ -11,10 +11,10 @@ from mixer_kernels.ops._triton_jit import jit, tl
 from mixer_kernels.ops._triton_linear import load_affine
 
 # Arguments that are never constants of a compiled kernel, so that one serves every size. The number of channels is not
-# among them: whether it is a multiple of 16 decides how wide accesses are.
+# among them, nor that of all pixels: whether it is a multiple of 16 decides how wide accesses are.
 SIZES = (
     "height", "width", "out_height", "out_width", "kernel_h", "kernel_w", "pad_h", "pad_w", "chunks", "chunks_of_split",
-    "parts",
+    "rows", "parts",
 )  # fmt: skip
 
 

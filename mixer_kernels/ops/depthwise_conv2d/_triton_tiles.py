@@ -16,26 +16,68 @@ class Tile(NamedTuple):
     # Pixels and channels of the tile.
     columns: int
     channels: int
-    # Tiles that a program holds at a time: rows of pixels, or taps of a weight gradient.
-    count: int
     num_warps: int
+    # Rows that a program convolves at a time.
+    rows: int = 1
 
 
 # (kernel, what lies side by side, bytes of an element) -> width of the map or number of channels -> tile. The widest
 # stands for everything wider.
 TILES: dict[tuple[str, str, int], dict[int, Tile]] = {
-    ("conv", "pixels", 2): {8: Tile(8, 16, 8, 4), 16: Tile(16, 8, 8, 4), 32: Tile(32, 4, 8, 4)},
-    ("conv", "pixels", 4): {8: Tile(8, 16, 8, 4), 16: Tile(16, 8, 8, 4), 32: Tile(32, 4, 8, 4)},
-    ("conv", "channels", 2): {16: Tile(32, 16, 4, 4), 64: Tile(16, 64, 4, 4)},
-    ("conv", "channels", 4): {16: Tile(32, 16, 8, 4), 64: Tile(8, 64, 8, 4)},
-    ("epilogue", "pixels", 2): {64: Tile(64, 16, 1, 4), 1024: Tile(1024, 1, 1, 4)},
-    ("epilogue", "pixels", 4): {64: Tile(64, 16, 1, 4), 1024: Tile(1024, 1, 1, 4)},
-    ("epilogue", "channels", 2): {16: Tile(64, 16, 1, 4), 64: Tile(16, 64, 1, 4)},
-    ("epilogue", "channels", 4): {16: Tile(64, 16, 1, 4), 64: Tile(16, 64, 1, 4)},
-    ("weight_gradient", "pixels", 2): {8: Tile(8, 16, 0, 4), 16: Tile(16, 8, 0, 4), 32: Tile(32, 4, 0, 4)},
-    ("weight_gradient", "pixels", 4): {8: Tile(8, 16, 0, 4), 16: Tile(16, 8, 0, 4), 32: Tile(32, 4, 0, 4)},
-    ("weight_gradient", "channels", 2): {16: Tile(32, 16, 0, 4), 64: Tile(8, 64, 0, 4)},
-    ("weight_gradient", "channels", 4): {16: Tile(32, 16, 0, 4), 64: Tile(8, 64, 0, 4)},
+    ("conv", "pixels", 2): {
+        8: Tile(columns=8, channels=16, num_warps=4, rows=8),
+        16: Tile(columns=16, channels=8, num_warps=4, rows=16),
+        32: Tile(columns=32, channels=4, num_warps=4, rows=16),
+    },
+    ("conv", "pixels", 4): {
+        8: Tile(columns=8, channels=16, num_warps=4, rows=8),
+        16: Tile(columns=16, channels=8, num_warps=4, rows=16),
+        32: Tile(columns=32, channels=4, num_warps=4, rows=16),
+    },
+    ("conv", "channels", 2): {
+        16: Tile(columns=16, channels=16, num_warps=4, rows=4),
+        64: Tile(columns=16, channels=64, num_warps=4, rows=4),
+    },
+    ("conv", "channels", 4): {
+        16: Tile(columns=16, channels=16, num_warps=4, rows=8),
+        64: Tile(columns=8, channels=64, num_warps=4, rows=8),
+    },
+    ("weight_gradient", "pixels", 2): {
+        8: Tile(columns=8, channels=16, num_warps=4),
+        16: Tile(columns=16, channels=8, num_warps=4),
+        32: Tile(columns=32, channels=4, num_warps=4),
+    },
+    ("weight_gradient", "pixels", 4): {
+        8: Tile(columns=8, channels=16, num_warps=4),
+        16: Tile(columns=16, channels=8, num_warps=4),
+        32: Tile(columns=32, channels=4, num_warps=4),
+    },
+    ("weight_gradient", "channels", 2): {
+        16: Tile(columns=16, channels=16, num_warps=4),
+        64: Tile(columns=8, channels=64, num_warps=4),
+    },
+    ("weight_gradient", "channels", 4): {
+        16: Tile(columns=16, channels=16, num_warps=4),
+        64: Tile(columns=8, channels=64, num_warps=4),
+    },
+    ("epilogue", "pixels", 2): {
+        64: Tile(columns=64, channels=16, num_warps=4),
+        256: Tile(columns=256, channels=4, num_warps=4),
+        1024: Tile(columns=1024, channels=1, num_warps=4),
+    },
+    ("epilogue", "pixels", 4): {
+        64: Tile(columns=64, channels=16, num_warps=4),
+        256: Tile(columns=256, channels=4, num_warps=4),
+        1024: Tile(columns=1024, channels=1, num_warps=4),
+    },
+    ("epilogue", "channels", 2): {
+        16: Tile(columns=64, channels=16, num_warps=4),
+        64: Tile(columns=16, channels=64, num_warps=4),
+    },
+    ("epilogue", "channels", 4): {
+        16: Tile(columns=64, channels=16, num_warps=4),
+        64: Tile(columns=16, channels=64, num_warps=4),
+    },
 }
 
 # Taps of a weight gradient that a program takes: the first of those with the fewest programs.

@@ -1,6 +1,6 @@
-"""The op in Triton: launches are in ``_triton_launch.py``, tiles in ``_triton_tiles.py``.
+"""The op in Triton: launches are in ``_triton_launch.py``, kernels in ``_triton_kernels.py``.
 
-Kernels are in ``_triton_kernels.py`` and, of what follows the convolution, in ``_triton_epilogue.py``.
+What follows the convolution has files of its own, ``_triton_epilogue*.py``; tiles are in ``_triton_tiles.py``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 
 from mixer_kernels.ops import _triton, _triton_cases
 from mixer_kernels.ops._activation import ACTIVATION_CODES
-from mixer_kernels.ops._triton_cases import BFLOAT16, FLOAT16, FLOAT32, Case
+from mixer_kernels.ops._triton_cases import Case
 from mixer_kernels.ops._triton_launch import Launch, run
-from mixer_kernels.ops.depthwise_conv2d import _fake, _triton_launch
+from mixer_kernels.ops.depthwise_conv2d import _fake, _triton_epilogue, _triton_launch
 from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry
 from mixer_kernels.ops.depthwise_conv2d._triton_kernels import SIZES
 
@@ -103,7 +103,7 @@ def epilogue_forward(
 ) -> torch.Tensor:
     """Return ``residual + scale * act(z) + shift``."""
     with torch.cuda.device_of(z):
-        return _triton_launch.epilogue_forward(run, z, scale, shift, residual, activation)
+        return _triton_epilogue.epilogue_forward(run, z, scale, shift, residual, activation)
 
 
 @torch.library.custom_op("mixer_kernels::depthwise_epilogue_triton_sums", mutates_args=())
@@ -112,7 +112,7 @@ def epilogue_sums(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sums of ``dy`` and of ``dy * (act(z) - center)`` over everything but the channels, (C,)."""
     with torch.cuda.device_of(z):
-        return _triton_launch.epilogue_sums(run, dy, z, center, activation)
+        return _triton_epilogue.epilogue_sums(run, dy, z, center, activation)
 
 
 @torch.library.custom_op("mixer_kernels::depthwise_epilogue_triton_bwd", mutates_args=())
@@ -126,7 +126,7 @@ def epilogue_backward(
 ) -> torch.Tensor:
     """Return ``(c0 * dy + c1 * act(z) + c2) * act'(z)``; absent coefficients stand for 1, 0 and 0."""
     with torch.cuda.device_of(z):
-        return _triton_launch.epilogue_backward(run, dy, z, c0, c1, c2, activation)
+        return _triton_epilogue.epilogue_backward(run, dy, z, c0, c1, c2, activation)
 
 
 forward.register_fake(_fake.forward)
@@ -139,12 +139,12 @@ epilogue_backward.register_fake(_fake.epilogue_backward)
 
 GELU = ACTIVATION_CODES["gelu"]
 
-# Shape of x, kernel and stride: ConvMixer's kernel, and what takes the other tiles, numbers of taps and strides.
+# Shape of x, kernel, stride and dtypes: ConvMixer's, and what takes the other tiles, numbers of taps and strides.
 COMPILED = (
-    ((64, 768, 32, 32), (9, 9), (1, 1)),
-    ((64, 768, 14, 14), (7, 7), (1, 1)),
-    ((64, 30, 7, 7), (5, 5), (2, 1)),
-    ((64, 3, 224, 224), (3, 3), (2, 2)),
+    ((64, 768, 32, 32), (9, 9), (1, 1), (torch.bfloat16, torch.float16, torch.float32)),
+    ((64, 768, 14, 14), (7, 7), (1, 1), (torch.bfloat16, torch.float32)),
+    ((64, 30, 7, 7), (5, 5), (2, 1), (torch.bfloat16, torch.float32)),
+    ((64, 3, 224, 224), (3, 3), (2, 2), (torch.bfloat16, torch.float32)),
 )
 
 
@@ -152,9 +152,9 @@ def compile_cases() -> Iterator[Case]:
     """Yield every configuration that a launch can choose, for compilation on a machine without a GPU."""
     calls = [
         (shape, kernel_size, stride, memory_format, dtype)
-        for shape, kernel_size, stride in COMPILED
+        for shape, kernel_size, stride, dtypes in COMPILED
         for memory_format in (torch.contiguous_format, torch.channels_last)
-        for dtype, _ in (BFLOAT16, FLOAT16, FLOAT32)
+        for dtype in dtypes
     ]
     named = ((f"{call[4]}, x {call[0]}, {call[3]}", "ieee", partial(_launch_all, *call)) for call in calls)
     return _triton_cases.compile_cases(named, SIZES)
@@ -180,6 +180,6 @@ def _launch_all(
     _triton_launch.forward(launch, x, weight, bias, bias, bias, y, geometry, GELU)
     _triton_launch.backward_input(launch, y, weight, x, height, width, geometry)
     _triton_launch.backward_weight(launch, y, x, kernel_size, geometry)
-    _triton_launch.epilogue_forward(launch, y, coefficient, coefficient, y, GELU)
-    _triton_launch.epilogue_sums(launch, y, y, coefficient, GELU)
-    _triton_launch.epilogue_backward(launch, y, y, coefficient, coefficient, coefficient, GELU)
+    _triton_epilogue.epilogue_forward(launch, y, coefficient, coefficient, y, GELU)
+    _triton_epilogue.epilogue_sums(launch, y, y, coefficient, GELU)
+    _triton_epilogue.epilogue_backward(launch, y, y, coefficient, coefficient, coefficient, GELU)
