@@ -26,7 +26,7 @@ def depthwise_conv2d_kernel(
     stride_x_b, stride_x_c, stride_x_h, stride_x_w, stride_weight_c, stride_weight_t,
     stride_residual_b, stride_residual_c, stride_residual_h, stride_residual_w,
     stride_y_b, stride_y_c, stride_y_h, stride_y_w,
-    ACTIVATION: tl.constexpr, SLIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLIDE: tl.constexpr, UNROLL: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Each program computes ROWS rows of COLUMNS pixels of CHANNELS channels of one image, a tile a row.
@@ -61,7 +61,7 @@ def depthwise_conv2d_kernel(
         # How many rows of the window the next one takes over.
         KEPT: tl.constexpr = ROWS - 1 if SLIDE else 0
         window = load_rows((), x_ptrs, n, step_h, height, zoom_h, inside_x, stride_x_h, KEPT)
-        for _ in range(kernel_h):
+        for _ in tl.range(0, kernel_h, loop_unroll_factor=UNROLL):
             weight = tl.load(weight_ptrs, mask=inside_c, other=0.0).to(tl.float32)
             window = load_rows(window, x_ptrs, n, step_h, height, zoom_h, inside_x, stride_x_h, ROWS)
             sums = add_products(sums, window, weight[None, :], ROWS)

@@ -150,6 +150,7 @@ def _convolve(
         # Turned around: from the last tap back to the first.
         first, stride_t = len(taps) - 1, -stride_t
     tile = tiles.tile("conv", x, y.size(3))
+    slide = step[0] == geometry.dilation[0]
     arguments = {
         "x_ptr": x,
         "weight_ptr": taps[first:],
@@ -173,7 +174,8 @@ def _convolve(
         **strides("residual", residual),
         **strides("y", y),
         "ACTIVATION": activation,
-        "SLIDE": step[0] == geometry.dilation[0],
+        "SLIDE": slide,
+        "UNROLL": tiles.UNROLL if slide else 1,
         "ROWS": tile.rows,
         **tile_arguments(tile),
     }

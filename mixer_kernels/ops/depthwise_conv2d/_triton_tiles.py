@@ -26,20 +26,20 @@ class Tile(NamedTuple):
 TILES: dict[tuple[str, str, int], dict[int, Tile]] = {
     ("conv", "pixels", 2): {
         8: Tile(columns=8, channels=16, num_warps=4, rows=8),
-        16: Tile(columns=16, channels=8, num_warps=4, rows=16),
-        32: Tile(columns=32, channels=4, num_warps=4, rows=16),
+        16: Tile(columns=16, channels=8, num_warps=4, rows=8),
+        32: Tile(columns=32, channels=4, num_warps=4, rows=8),
     },
     ("conv", "pixels", 4): {
         8: Tile(columns=8, channels=16, num_warps=4, rows=8),
-        16: Tile(columns=16, channels=8, num_warps=4, rows=16),
-        32: Tile(columns=32, channels=4, num_warps=4, rows=16),
+        16: Tile(columns=16, channels=8, num_warps=4, rows=8),
+        32: Tile(columns=32, channels=4, num_warps=4, rows=8),
     },
     ("conv", "channels", 2): {
-        16: Tile(columns=16, channels=16, num_warps=4, rows=4),
+        32: Tile(columns=8, channels=32, num_warps=4, rows=8),
         64: Tile(columns=16, channels=64, num_warps=4, rows=4),
     },
     ("conv", "channels", 4): {
-        16: Tile(columns=16, channels=16, num_warps=4, rows=8),
+        32: Tile(columns=8, channels=32, num_warps=4, rows=8),
         64: Tile(columns=8, channels=64, num_warps=4, rows=8),
     },
     ("weight_gradient", "pixels", 2): {
@@ -53,11 +53,11 @@ TILES: dict[tuple[str, str, int], dict[int, Tile]] = {
         32: Tile(columns=32, channels=4, num_warps=4),
     },
     ("weight_gradient", "channels", 2): {
-        16: Tile(columns=16, channels=16, num_warps=4),
+        32: Tile(columns=8, channels=32, num_warps=4),
         64: Tile(columns=8, channels=64, num_warps=4),
     },
     ("weight_gradient", "channels", 4): {
-        16: Tile(columns=16, channels=16, num_warps=4),
+        32: Tile(columns=8, channels=32, num_warps=4),
         64: Tile(columns=8, channels=64, num_warps=4),
     },
     ("epilogue", "pixels", 2): {
@@ -71,17 +71,20 @@ TILES: dict[tuple[str, str, int], dict[int, Tile]] = {
         1024: Tile(columns=1024, channels=1, num_warps=4),
     },
     ("epilogue", "channels", 2): {
-        16: Tile(columns=64, channels=16, num_warps=4),
+        32: Tile(columns=16, channels=32, num_warps=4),
         64: Tile(columns=16, channels=64, num_warps=4),
     },
     ("epilogue", "channels", 4): {
-        16: Tile(columns=64, channels=16, num_warps=4),
+        32: Tile(columns=16, channels=32, num_warps=4),
         64: Tile(columns=16, channels=64, num_warps=4),
     },
 }
 
 # Taps of a weight gradient that a program takes: the first of those with the fewest programs.
 TAPS = (3, 5, 7, 9)
+
+# Taps of a convolution in a row that take the sliding window from register to register without a move.
+UNROLL = 3
 
 # Programs of a weight gradient and of sums: 8 for each processor of an H200. A constant, so that every GPU gives the
 # same bits.
@@ -91,7 +94,10 @@ SPLIT_PROGRAMS = 1056
 def tile(kernel: str, x: torch.Tensor, width: int) -> Tile:
     """Return the tile of a kernel that reads the map x and tiles one of this width."""
     together = side_by_side(x)
-    extent = x.size(1) if together == "channels" else width
+    extent = width
+    if together == "channels":
+        # Channels that vectors do not divide take the narrowest tile.
+        extent = x.size(1) if x.size(1) % 8 == 0 else 1
     tiles = TILES[kernel, together, x.element_size()]
     return tiles[next((size for size in tiles if extent <= size), max(tiles))]
 

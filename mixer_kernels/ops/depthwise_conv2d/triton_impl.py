@@ -143,8 +143,9 @@ GELU = ACTIVATION_CODES["gelu"]
 COMPILED = (
     ((64, 768, 32, 32), (9, 9), (1, 1), (torch.bfloat16, torch.float16, torch.float32)),
     ((64, 768, 14, 14), (7, 7), (1, 1), (torch.bfloat16, torch.float32)),
-    ((64, 30, 7, 7), (5, 5), (2, 1), (torch.bfloat16, torch.float32)),
-    ((64, 3, 224, 224), (3, 3), (2, 2), (torch.bfloat16, torch.float32)),
+    ((64, 30, 7, 7), (5, 5), (1, 1), (torch.bfloat16, torch.float32)),
+    ((64, 30, 7, 7), (3, 3), (2, 1), (torch.bfloat16, torch.float32)),
+    ((64, 64, 56, 56), (3, 3), (2, 2), (torch.bfloat16, torch.float32)),
 )
 
 
