@@ -190,7 +190,7 @@ def _convolved(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> tor
 def split(chunks: int, programs: int) -> tuple[int, int]:
     """Return how many chunks each of several programs takes that share the work of one, and how many those are."""
     chunks_of_split = max(1, cdiv(chunks, max(1, tiles.SPLIT_PROGRAMS // programs)))
-    return chunks_of_split, max(1, cdiv(chunks, chunks_of_split))
+    return chunks_of_split, cdiv(chunks, chunks_of_split)
 
 
 def _pair(name: str, pair: Sequence[int]) -> dict[str, int]:
