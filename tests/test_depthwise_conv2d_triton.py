@@ -118,8 +118,8 @@ def test_expanded_tensors(activation):
     x, *parameters = inputs_of((1, 3, 4, 5), (3, 3))
     inputs = [x[:, :1].expand(2, 3, 4, 5), *parameters, x[:, :, :1, :1].expand(2, 3, 4, 5)]
     # The gradient of a sum is expanded, too.
-    actual = with_gradients(lambda *given: op("triton", activation=activation)(*given), inputs)
-    expected = with_gradients(lambda *given: op("reference", activation=activation)(*given), inputs)
+    actual = with_gradients(op("triton", activation=activation), inputs)
+    expected = with_gradients(op("reference", activation=activation), inputs)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     y = op("triton", activation=activation)(*inputs)
