@@ -27,7 +27,7 @@ Path path_of(const Correlation<scalar_t>& c) {
   const bool stepless = std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
   if (!stepless || std::is_same_v<scalar_t, double>) return Path::kLanes;
   if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) return c.amx ? Path::kBands : Path::kLanes;
-  return Path::kRows;
+  return c.channels_last ? Path::kLanes : Path::kRows;
 }
 
 // The tasks of depthwise_convolve.

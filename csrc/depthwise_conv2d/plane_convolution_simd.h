@@ -253,7 +253,7 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     Convolution convolution(c);
     // Rows of whole vectors of elements.
-    const int64_t pitch = convolution.pitch(), plane = convolution.rows() * pitch;
+    const int64_t pitch = convolution.pitch(), plane = plane_step<bits_t>(convolution.rows() * pitch);
     const Scratch<float> values(plane);
     std::fill_n(values.get(), plane, 0.0f);
     const Scratch<bits_t> finished(across ? grid.block() * plane : 0);

@@ -68,7 +68,10 @@ __attribute__((always_inline)) inline void load_rows(const scalar_t* from, int64
                                                      Vector<plane_t>* rows) {
   if (count == kCount && n >= kLanes<plane_t>) {
 #pragma GCC unroll 32
-    for (int i = 0; i < kCount; ++i) rows[i] = load_elements<plane_t>(from + i * step);
+    for (int i = 0; i < kCount; ++i, from += step) {
+      keep_in_register(from);
+      rows[i] = load_elements<plane_t>(from);
+    }
     return;
   }
   for (int i = 0; i < kCount; ++i) {
@@ -83,7 +86,10 @@ __attribute__((always_inline)) inline void store_rows(const Vector<T>* rows, int
   constexpr int64_t lanes = kLanes<T>;
   if (count == kCount && begin <= 0 && end >= lanes) {
 #pragma GCC unroll 32
-    for (int i = 0; i < kCount; ++i) store(to + i * step, rows[i]);
+    for (int i = 0; i < kCount; ++i, to += step) {
+      keep_in_register(to);
+      store(to, rows[i]);
+    }
     return;
   }
   if (begin >= end) return;
@@ -155,33 +161,43 @@ inline void transpose_elements(Vector<T>* square) {
   }
 }
 
+// At least `size` elements: an odd number of cache lines, so that neighbouring planes lie in different sets of a cache.
+template <typename T>
+constexpr int64_t plane_step(int64_t size) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return ((size + kLine - 1) / kLine | 1) * kLine;
+}
+
 // Windows of the zero-padded planes of a block of channels: window w of a plane begins `step` columns behind window
 // w - 1, and its rows, `width` long, follow each other without a gap.
 template <typename scalar_t, typename plane_t>
 class PlaneWindows {
  public:
   PlaneWindows(int64_t channels, int64_t rows, int64_t windows, int64_t step, int64_t width)
-      : rows_(rows), windows_(windows), step_(step), width_(width), elements_(channels * windows * rows * width) {
-    std::fill_n(elements_.get(), channels * windows * rows * width, plane_t(0));
+      : rows_(rows),
+        windows_(windows),
+        step_(step),
+        width_(width),
+        plane_(plane_step<plane_t>(windows * rows * width)),
+        size_(channels * plane_),
+        elements_(size_) {
+    std::fill_n(elements_.get(), size_, plane_t(0));
   }
 
   int64_t width() const { return width_; }
   plane_t* window(int64_t channel, int64_t index) const {
-    return elements_.get() + (channel * windows_ + index) * rows_ * width_;
+    return elements_.get() + channel * plane_ + index * rows_ * width_;
   }
 
   // Fills the first `rows` rows from (row, column) of the planes of a tile's channels on.
   void fill(const Map<const scalar_t>& map, Extent size, const TileOfMap& tile, int64_t row, int64_t column,
             int64_t rows) {
     const int64_t begin = std::clamp<int64_t>(-row, 0, rows), end = std::clamp(size.h - row, begin, rows);
-    const bool across = map.channel_step == 1 && map.column_step != 1;
-    for (int64_t w = 0; w < tile.channels * windows_; ++w) {
-      plane_t* const to = window(0, w);
-      const int64_t first = across ? rows : begin;
-      std::fill_n(to, first * width_, plane_t(0));
-      if (first < rows) std::fill_n(to + end * width_, (rows - end) * width_, plane_t(0));
-    }
-    if (across) {
+    // Zeros stay where they are as long as what is filled does.
+    const std::array<int64_t, 4> filled = {begin, end, column, size.w};
+    if (filled != filled_) std::fill_n(elements_.get(), size_, plane_t(0));
+    filled_ = filled;
+    if (map.channel_step == 1 && map.column_step != 1) {
       for (int64_t r = begin; r < end; ++r) {
         fill_across(map.pixel(tile.image, tile.channel, row + r, 0), map.column_step, size.w, tile.channels, column, r);
       }
@@ -249,13 +265,14 @@ class PlaneWindows {
         for (int64_t w = 0; w < windows_; ++w) {
           const int64_t at = p - column - w * step_;
           store_rows<lanes>(square, count, -at, std::min(pixels, width_ - at), window(first, w) + r * width_ + at,
-                            windows_ * rows_ * width_);
+                            plane_);
         }
       }
     }
   }
 
-  int64_t rows_, windows_, step_, width_;
+  int64_t rows_, windows_, step_, width_, plane_, size_;
+  std::array<int64_t, 4> filled_ = {};
   Scratch<plane_t> elements_;
 };
 
