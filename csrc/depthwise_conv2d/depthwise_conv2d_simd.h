@@ -1,7 +1,7 @@
-// Depthwise convolution on the CPU with channels side by side in the lanes of a vector: every tap is one vector of
-// weights, every pixel one vector of inputs, whatever the sizes, the stride and the dilation are. A task is a tile of
-// pixels of one image and block of channels; its inputs are gathered into a zero-padded scratch tile first, from either
-// memory format, so that the loops over taps neither check borders nor convert.
+// Depthwise convolution on the CPU. A task is a tile of pixels of one image and block of channels; its inputs are
+// gathered into zero-padded scratch tiles first, from either memory format, so that the loops over taps neither check
+// borders nor convert. In the lanes of a vector lie channels, whatever the sizes, the stride and the dilation are, or,
+// where that is faster, columns of a plane.
 // Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include guard.
 
 #include "common/vector_simd.h"
@@ -13,13 +13,18 @@
 #include "depthwise_conv2d/lane_tiles_simd.h"
 // Forward, and the gradient of x.
 #include "depthwise_conv2d/lane_convolution_simd.h"
-// The same with the columns of a plane in the lanes.
+// The same with the columns of a plane in the lanes: tiles, two ways to convolve them, and what surrounds those.
 #include "depthwise_conv2d/plane_tiles_simd.h"
-// Two ways, one of them on AMX.
+// In float32.
+#include "depthwise_conv2d/row_convolution_simd.h"
+// In bfloat16 on AMX.
+#include "depthwise_conv2d/banded_convolution_simd.h"
+// Both.
 #include "depthwise_conv2d/plane_convolution_simd.h"
 // The gradients of the parameters.
 #include "depthwise_conv2d/lane_correlation_simd.h"
 
+// Channels in the lanes; planes in float32; planes in bfloat16 on AMX.
 enum class Path { kLanes, kRows, kBands };
 
 template <typename scalar_t>

@@ -276,6 +276,27 @@ class PlaneWindows {
   Scratch<plane_t> elements_;
 };
 
+// The inputs of `rows` rows of outputs of a tile.
+template <typename scalar_t, typename plane_t>
+class InputWindows : public PlaneWindows<scalar_t, plane_t> {
+ public:
+  InputWindows(const Correlation<scalar_t>& c, int64_t rows, int64_t windows, int64_t step, int64_t width)
+      : PlaneWindows<scalar_t, plane_t>(plane_block(c), rows + c.kernel.h - 1, windows, step, width), c_(c) {}
+
+  void fill_tile(const TileOfMap& tile) {
+    this->fill(c_.x, c_.in, tile, tile.row - c_.offset.h, tile.column - c_.offset.w, tile.rows + c_.kernel.h - 1);
+  }
+
+  // Asks for part `part` of `parts` of a tile that comes later.
+  void prefetch_tile(const TileOfMap& tile, int64_t part, int64_t parts) const {
+    this->prefetch(c_.x, c_.in, tile, tile.row - c_.offset.h, tile.column - c_.offset.w, tile.rows + c_.kernel.h - 1,
+                   part, parts);
+  }
+
+ private:
+  const Correlation<scalar_t>& c_;
+};
+
 // Stores the finished planes of a tile, whose rows are `pitch` elements apart, in a map with its channels side by side.
 template <typename scalar_t>
 void store_across(const bits_type<scalar_t>* planes, int64_t plane, int64_t pitch, const TileOfMap& tile,

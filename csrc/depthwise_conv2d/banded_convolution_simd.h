@@ -1,0 +1,67 @@
+// Convolutions of planes as bfloat16 on AMX: stride and dilation 1.
+// Compiled once for each instruction set by foreach_isa.h after plane_tiles_simd.h, inside a namespace.
+
+// With PyTorch's brgemm: a row of 16 (or 32) outputs is, for one row of the kernel, the product
+// of the inputs under it with a banded (Toeplitz) matrix of that row. The rows of the plane are those of the product's
+// left operand, which overlap in memory, and its depth runs over the rows of the kernel. Zeros of the band meet inputs
+// outside of the kernel, so that an infinity spreads within its tile.
+template <typename scalar_t>
+class BandedConvolution {
+ public:
+  explicit BandedConvolution(const Correlation<scalar_t>& c)
+      : c_(c),
+        // The least padding; rows of whole cache lines.
+        columns_(c.kernel.w <= 17 ? 16 : 32),
+        width_((columns_ + c.kernel.w - 1 + 31) / 32 * 32),
+        windows_((c.tile.w + columns_ - 1) / columns_),
+        band_(c.kernel.h * width_ / 2 * columns_),
+        diagonals_(width_ + columns_),
+        x_(c, c.tile.h, windows_, columns_, width_) {}
+
+  InputWindows<scalar_t, uint16_t>& inputs() { return x_; }
+
+  static void release() { at::native::cpublas::brgemm_release(); }
+
+  int64_t pitch() const { return whole_vectors<uint16_t>(windows_ * columns_); }
+  int64_t rows() const { return c_.tile.h; }
+  int64_t step() const { return c_.tile.h; }
+
+  void run(const TileOfMap& tile, int64_t channel, int64_t, float* out) {
+    set_kernel(tile.channel + channel);
+    for (int64_t w = 0; w < windows_; ++w) {
+      at::native::cpublas::brgemm(tile.rows, columns_, c_.kernel.h * width_, width_, columns_, pitch(), false,
+                                  reinterpret_cast<const c10::BFloat16*>(x_.window(channel, w)),
+                                  reinterpret_cast<const c10::BFloat16*>(band_.get()), out + w * columns_);
+    }
+  }
+
+ private:
+  // A unit of the right operand holds two neighbouring rows j, j + 1 of a column n: the taps j - n and j + 1 - n. Units
+  // of a row are those of the row above, two columns further: all rows are windows of one sequence of pairs of taps.
+  void set_kernel(int64_t channel) {
+    if (channel == channel_) return;
+    channel_ = channel;
+    const int64_t taps = c_.kernel.h * c_.kernel.w;
+    const auto* const weight = reinterpret_cast<const uint16_t*>(c_.weight) + channel * taps;
+    uint32_t* to = band_.get();
+    for (int64_t kh = 0; kh < c_.kernel.h; ++kh) {
+      const auto tap = [&](int64_t kw) -> uint32_t {
+        if (kw < 0 || kw >= c_.kernel.w) return 0;
+        const int64_t index = kh * c_.kernel.w + kw;
+        return weight[c_.flipped ? taps - 1 - index : index];
+      };
+      // Pair m is that of the taps width - 2 - m and width - 1 - m.
+      std::fill_n(diagonals_.get(), width_ + columns_, 0);
+      for (int64_t kw = -1; kw < c_.kernel.w; ++kw) diagonals_.get()[width_ - 2 - kw] = tap(kw) | tap(kw + 1) << 16;
+      for (int64_t j = 0; j < width_; j += 2, to += columns_) {
+        const uint32_t* const from = diagonals_.get() + width_ - 2 - j;
+        for (int64_t n = 0; n < columns_; n += kLanes<uint32_t>) store(to + n, load(from + n));
+      }
+    }
+  }
+
+  const Correlation<scalar_t>& c_;
+  int64_t columns_, width_, windows_, channel_ = -1;
+  Scratch<uint32_t> band_, diagonals_;
+  InputWindows<scalar_t, uint16_t> x_;
+};

@@ -1,0 +1,113 @@
+// Convolutions of planes as float32, rows of outputs in registers: stride and dilation 1.
+// Compiled once for each instruction set by foreach_isa.h after plane_tiles_simd.h, inside a namespace.
+
+// Outputs that one step of the loops holds in registers, and the rows of the kernel it applies: with the weights and a
+// pixel, 26 of 32 registers.
+constexpr int kPlaneRows = kVectorBytes == 64 ? 8 : 4;
+constexpr int kPlaneVectors = 2;
+constexpr int kKernelRows = 9;
+
+// Adds kTaps rows of the kernel, `taps` of each; weight: (taps, KH).
+template <int kTaps, int kVectors>
+void convolve_rows(const float* x, int64_t width, const float* weight, int64_t kernel_rows, int64_t taps,
+                   bool accumulate, float* out, int64_t pitch) {
+  constexpr int64_t lanes = kLanes<float>;
+  Vector<float> acc[kPlaneRows][kVectors];
+  for (int r = 0; r < kPlaneRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<float>{};
+  }
+  for (int64_t tap = 0; tap < taps; ++tap, weight += kernel_rows) {
+    Vector<float> w[kTaps];
+#pragma GCC unroll 9
+    for (int k = 0; k < kTaps; ++k) {
+      w[k] = broadcast(weight[k]);
+      keep_in_register(w[k]);
+    }
+    const float* in = x + tap;
+#pragma GCC unroll 16
+    for (int row = 0; row < kPlaneRows + kTaps - 1; ++row, in += width) {
+      keep_in_register(in);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        Vector<float> pixel = load(in + v * lanes);
+        keep_in_register(pixel);
+#pragma GCC unroll 9
+        for (int k = 0; k < kTaps; ++k) {
+          if (row - k >= 0 && row - k < kPlaneRows) acc[row - k][v] += pixel * w[k];
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kPlaneRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      float* const to = out + r * pitch + v * lanes;
+      store(to, accumulate ? load(to) + acc[r][v] : acc[r][v]);
+    }
+  }
+}
+
+template <int... kIndex>
+auto convolve_rows_of(int64_t taps, int64_t vectors, std::integer_sequence<int, kIndex...>) {
+  static constexpr decltype(&convolve_rows<1, 1>) kAll[] = {
+      &convolve_rows<kIndex / kPlaneVectors + 1, kIndex % kPlaneVectors + 1>...};
+  return kAll[(taps - 1) * kPlaneVectors + vectors - 1];
+}
+
+template <typename scalar_t>
+class RowConvolution {
+ public:
+  explicit RowConvolution(const Correlation<scalar_t>& c)
+      : c_(c),
+        pitch_(whole_vectors<bits_type<scalar_t>>(c.tile.w)),
+        rows_((c.tile.h + kPlaneRows - 1) / kPlaneRows * kPlaneRows),
+        weight_(c.kernel.h * c.kernel.w),
+        x_(c, rows_, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)) {}
+
+  static void release() {}
+
+  InputWindows<scalar_t, float>& inputs() { return x_; }
+
+  // Of the outputs, which are made `step()` rows at a time: a last step may make more than the tile has.
+  int64_t pitch() const { return pitch_; }
+  int64_t rows() const { return rows_; }
+  int64_t step() const { return kPlaneRows; }
+
+  // One step of the outputs of a channel of the tile, from row `row` on.
+  void run(const TileOfMap& tile, int64_t channel, int64_t row, float* out) {
+    set_kernel(tile.channel + channel);
+    // Long sums are made of short ones.
+    const int64_t tall = (c_.kernel.h + kKernelRows - 1) / kKernelRows;
+    const int64_t most = std::max<int64_t>(1, kLongestSum * tall / c_.kernel.h);
+    const int64_t wide = (c_.kernel.w + most - 1) / most;
+    const float* const x = x_.window(channel, 0) + row * x_.width();
+    for (int64_t part = 0; part < tall * wide; ++part) {
+      const int64_t kh = part / wide * c_.kernel.h / tall, kh_end = (part / wide + 1) * c_.kernel.h / tall;
+      const int64_t kw = part % wide * c_.kernel.w / wide, kw_end = (part % wide + 1) * c_.kernel.w / wide;
+      for (int64_t column = 0; column < pitch_; column += kPlaneVectors * kLanes<float>) {
+        const int64_t vectors = std::min<int64_t>(kPlaneVectors, (pitch_ - column) / kLanes<float>);
+        convolve_rows_of(kh_end - kh, vectors, std::make_integer_sequence<int, kKernelRows * kPlaneVectors>{})(
+            x + kh * x_.width() + column + kw, x_.width(), weight_.get() + kw * c_.kernel.h + kh, c_.kernel.h,
+            kw_end - kw, part > 0, out + column, pitch_);
+      }
+    }
+  }
+
+ private:
+  void set_kernel(int64_t channel) {
+    if (channel == channel_) return;
+    channel_ = channel;
+    const int64_t taps = c_.kernel.h * c_.kernel.w;
+    const scalar_t* const from = c_.weight + channel * taps;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t kh = tap / c_.kernel.w, kw = tap % c_.kernel.w;
+      weight_.get()[kw * c_.kernel.h + kh] = static_cast<float>(from[c_.flipped ? taps - 1 - tap : tap]);
+    }
+  }
+
+  const Correlation<scalar_t>& c_;
+  int64_t pitch_, rows_, channel_ = -1;
+  Scratch<float> weight_;  // (KW, KH)
+  InputWindows<scalar_t, float> x_;
+};
