@@ -8,7 +8,8 @@ import torch
 from torch._prims_common import suggest_memory_format
 
 from mixer_kernels.ops import _native
-from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional, accumulation_dtype
+from mixer_kernels.ops._dtypes import accumulation_dtype
+from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional
 
 # Of taps along either dimension of a kernel.
 MAX_TAPS = 63
