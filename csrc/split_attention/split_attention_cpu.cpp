@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <type_traits>
 
@@ -55,6 +56,7 @@ struct FeatureShape {
 }  // namespace
 }  // namespace mixer_kernels
 
+#define MIXER_KERNELS_ISA_BF16
 #define MIXER_KERNELS_ISA_FILE "split_attention/split_attention_simd.h"
 #include "common/foreach_isa.h"
 
@@ -74,9 +76,9 @@ struct CpuKernels {
     dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
       using scalar_t = typename decltype(tag)::type;
       select_isa(&baseline::combine_branches<scalar_t>, &avx2::combine_branches<scalar_t>,
-                 &avx512::combine_branches<scalar_t>)(FeatureShape(y, y.size(3)), FeatureMap<const scalar_t>(x),
-                                                      elements_of<const acc_of<scalar_t>>(weights),
-                                                      FeatureMap<scalar_t>(y));
+                 &avx512::combine_branches<scalar_t>, &avx512_bf16::combine_branches<scalar_t>)(
+          FeatureShape(y, y.size(3)), FeatureMap<const scalar_t>(x), elements_of<const acc_of<scalar_t>>(weights),
+          FeatureMap<scalar_t>(y));
     });
   }
 
@@ -95,9 +97,9 @@ struct CpuKernels {
       using scalar_t = typename decltype(tag)::type;
       using acc_t = acc_of<scalar_t>;
       select_isa(&baseline::spread_gradient<scalar_t>, &avx2::spread_gradient<scalar_t>,
-                 &avx512::spread_gradient<scalar_t>)(FeatureShape(dy, dy.size(3)), FeatureMap<const scalar_t>(dy),
-                                                     elements_of<const acc_t>(weights), elements_of<const acc_t>(da),
-                                                     FeatureMap<scalar_t>(dx));
+                 &avx512::spread_gradient<scalar_t>, &avx512_bf16::spread_gradient<scalar_t>)(
+          FeatureShape(dy, dy.size(3)), FeatureMap<const scalar_t>(dy), elements_of<const acc_t>(weights),
+          elements_of<const acc_t>(da), FeatureMap<scalar_t>(dx));
     });
   }
 };

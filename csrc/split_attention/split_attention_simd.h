@@ -41,11 +41,13 @@ inline void for_vectors(int64_t n, const F& f) {
   if (i < n) f(i, Rest{n - i});
 }
 
+// Pixels that are taken together.
+constexpr int64_t kRun = 4;
+
 // Calls f(column, count) for the pixels of a stretch, a few at a time: away from the border, their neighbours are as
 // many pixels side by side.
 template <typename F>
 inline void for_runs(const FeatureShape& shape, const Stretch& stretch, const F& f) {
-  constexpr int64_t kRun = 4;
   int64_t column = stretch.begin;
   while (column < stretch.end) {
     if (column > 0 && column + kRun <= std::min(stretch.end, shape.width - 1)) {
@@ -86,6 +88,16 @@ inline void for_sources(const FeatureShape& shape, const FeatureMap<const scalar
   });
 }
 
+// The channels of three branches. Asks for those of the next run: the groups lie a whole pixel apart, and hardware
+// prefetchers miss that.
+template <typename scalar_t, typename Part>
+inline std::array<Vector<acc_type<scalar_t>>, kBranches> load_branches(const scalar_t* const (&sources)[kBranches],
+                                                                       int64_t offset, int64_t next, Part part) {
+  for (const scalar_t* source : sources) __builtin_prefetch(source + offset + next);
+  return {load_part(sources[0] + offset, part), load_part(sources[1] + offset, part),
+          load_part(sources[2] + offset, part)};
+}
+
 // y = sum over the branches of weights * branch. Parallel over stretches of rows.
 template <typename scalar_t>
 void combine_branches(const FeatureShape& shape, const FeatureMap<const scalar_t>& x,
@@ -104,11 +116,8 @@ void combine_branches(const FeatureShape& shape, const FeatureMap<const scalar_t
           const Vector<acc_t> weight1 = load_part(weights + channels + i, part);
           const Vector<acc_t> weight2 = load_part(weights + 2 * channels + i, part);
           for (int64_t p = 0; p < count; ++p) {
-            const int64_t at = p * x.column_step + i;
-            const Vector<acc_t> sum = weight0 * load_part(sources[0] + at, part) +
-                                      weight1 * load_part(sources[1] + at, part) +
-                                      weight2 * load_part(sources[2] + at, part);
-            store_part(to + p * y.column_step + i, sum, part);
+            const auto [s0, s1, s2] = load_branches(sources, p * x.column_step + i, kRun * x.column_step, part);
+            store_part(to + p * y.column_step + i, weight0 * s0 + weight1 * s1 + weight2 * s2, part);
           }
         });
       });
@@ -161,8 +170,8 @@ void sum_branches(const FeatureShape& shape, const FeatureMap<const scalar_t>& x
       for_vectors<acc_t>(group.size, [&](int64_t i, auto part) {
         Vector<acc_t> sum = load_part(few + group.first + i, part);
         for (int64_t p = 0; p < count; ++p) {
-          const int64_t at = p * x.column_step + i;
-          sum += load_part(sources[0] + at, part) + load_part(sources[1] + at, part) + load_part(sources[2] + at, part);
+          const auto [s0, s1, s2] = load_branches(sources, p * x.column_step + i, kRun * x.column_step, part);
+          sum += s0 + s1 + s2;
         }
         store_part(few + group.first + i, sum, part);
       });
@@ -185,10 +194,10 @@ void sum_products(const FeatureShape& shape, const FeatureMap<const scalar_t>& d
         Vector<acc_t> sum2 = load_part(to + 2 * channels, part);
         for (int64_t p = 0; p < count; ++p) {
           const Vector<acc_t> d = load_part(gradient + p * dy.column_step + i, part);
-          const int64_t at = p * x.column_step + i;
-          sum0 += d * load_part(sources[0] + at, part);
-          sum1 += d * load_part(sources[1] + at, part);
-          sum2 += d * load_part(sources[2] + at, part);
+          const auto [s0, s1, s2] = load_branches(sources, p * x.column_step + i, kRun * x.column_step, part);
+          sum0 += d * s0;
+          sum1 += d * s1;
+          sum2 += d * s2;
         }
         store_part(to, sum0, part);
         store_part(to + channels, sum1, part);
