@@ -33,6 +33,28 @@ inline void store_part(scalar_t* to, Vector<acc_type<scalar_t>> value, Rest rest
   std::copy_n(padded, rest.size, to);
 }
 
+// streamed: past the caches; there is no rest then.
+template <typename scalar_t>
+inline void store_part(scalar_t* to, Vector<acc_type<scalar_t>> value, Whole whole, bool streamed) {
+  streamed ? stream_acc(to, value) : store_part(to, value, whole);
+}
+
+template <typename scalar_t>
+inline void store_part(scalar_t* to, Vector<acc_type<scalar_t>> value, Rest rest, bool) {
+  store_part(to, value, rest);
+}
+
+// Whether a map of some branches is stored past the caches: where it is larger than a core's own, a line would be read
+// before it is overwritten. Every group of channels has to be whole vectors.
+template <typename scalar_t>
+bool is_streamed(const FeatureShape& shape, const FeatureMap<scalar_t>& map, int64_t branches) {
+  constexpr int64_t kLarge = int64_t{2} << 20, lanes = kLanes<acc_type<scalar_t>>;
+  const int64_t pixels = shape.batch * shape.height * shape.width;
+  return pixels * branches * shape.channels * static_cast<int64_t>(sizeof(scalar_t)) >= kLarge &&
+         reinterpret_cast<uintptr_t>(map.data) % (lanes * sizeof(scalar_t)) == 0 &&
+         shape.channels % (kGroups * lanes) == 0;
+}
+
 // Calls f(i, part) for the vectors of n channels.
 template <typename acc_t, typename F>
 inline void for_vectors(int64_t n, const F& f) {
@@ -98,15 +120,17 @@ inline std::array<Vector<acc_type<scalar_t>>, kBranches> load_branches(const sca
           load_part(sources[2] + offset, part)};
 }
 
-// y = sum over the branches of weights * branch. Parallel over stretches of rows.
+// y = sum over the branches of weights * branch. Parallel over stretches of rows, the last ones first: the sums have
+// just read them, and some are in the caches still.
 template <typename scalar_t>
 void combine_branches(const FeatureShape& shape, const FeatureMap<const scalar_t>& x,
                       const acc_type<scalar_t>* all_weights, const FeatureMap<scalar_t>& y) {
   using acc_t = acc_type<scalar_t>;
   const int64_t stretches = shape.batch * shape.stretches_of_image(), channels = shape.channels;
   const int64_t grain = rows_per_task(shape.width / shape.stretches_of_row() * kBranches * channels);
+  const bool streamed = is_streamed(shape, y, 1);
   at::parallel_for(0, stretches, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
+    for (int64_t index = end - 1; index >= begin; --index) {
       const Stretch stretch = shape.stretch(index);
       for_sources(shape, x, stretch, [&](int64_t column, auto count, const Group& group, const auto& sources) {
         const acc_t* const weights = all_weights + stretch.image * kBranches * channels + group.first;
@@ -117,11 +141,12 @@ void combine_branches(const FeatureShape& shape, const FeatureMap<const scalar_t
           const Vector<acc_t> weight2 = load_part(weights + 2 * channels + i, part);
           for (int64_t p = 0; p < count; ++p) {
             const auto [s0, s1, s2] = load_branches(sources, p * x.column_step + i, kRun * x.column_step, part);
-            store_part(to + p * y.column_step + i, weight0 * s0 + weight1 * s1 + weight2 * s2, part);
+            store_part(to + p * y.column_step + i, weight0 * s0 + weight1 * s1 + weight2 * s2, part, streamed);
           }
         });
       });
     }
+    if (streamed) end_of_stream();
   });
 }
 
@@ -216,48 +241,45 @@ void spread_gradient(const FeatureShape& shape, const FeatureMap<const scalar_t>
   using acc_t = acc_type<scalar_t>;
   const int64_t stretches = shape.batch * shape.stretches_of_image(), channels = shape.channels;
   const int64_t grain = rows_per_task(shape.width / shape.stretches_of_row() * kBranches * channels);
+  const bool streamed = is_streamed(shape, dx, kBranches);
   const auto inside = [&](int64_t row, int64_t column) {
     return 0 <= row && row < shape.height && 0 <= column && column < shape.width;
   };
   at::parallel_for(0, stretches, grain, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      const auto [image, row, first, last] = shape.stretch(index);
-      for_runs(shape, shape.stretch(index), [&, image = image, row = row](int64_t column, auto count) {
-        for (int k = 0; k < kBranches; ++k) {
-          for (int g = 0; g < kGroups; ++g) {
-            const Group group(g, channels);
-            const Offset from = source_of(k, g);
-            const acc_t* const weights = all_weights + (image * kBranches + k) * channels + group.first;
-            const acc_t* const da = all_da + image * channels + group.first;
-            const scalar_t* const own = dy.pixel(image, row, column) + group.first;
-            const scalar_t* const moved = own - from.h * dy.row_step - from.w * dy.column_step;
-            scalar_t* const to = dx.pixel(image, row, column) + k * channels + group.first;
-            const bool takes_moved = inside(row - from.h, column - from.w);
-            const bool takes_own = !inside(row + from.h, column + from.w);
-            if (takes_moved != takes_own) {
-              const scalar_t* const source = takes_moved ? moved : own;
-              for_vectors<acc_t>(group.size, [&](int64_t i, auto part) {
-                const Vector<acc_t> weight = load_part(weights + i, part), add = load_part(da + i, part);
-                for (int64_t p = 0; p < count; ++p) {
-                  const Vector<acc_t> d = load_part(source + p * dy.column_step + i, part);
-                  store_part(to + p * dx.column_step + i, weight * d + add, part);
-                }
-              });
-            } else if (takes_moved) {
-              for_vectors<acc_t>(group.size, [&](int64_t i, auto part) {
-                const Vector<acc_t> weight = load_part(weights + i, part), add = load_part(da + i, part);
-                for (int64_t p = 0; p < count; ++p) {
-                  const int64_t at = p * dy.column_step + i;
-                  const Vector<acc_t> d = load_part(own + at, part) + load_part(moved + at, part);
-                  store_part(to + p * dx.column_step + i, weight * d + (add + add), part);
-                }
-              });
-            } else {
-              for (int64_t p = 0; p < count; ++p) std::fill_n(to + p * dx.column_step, group.size, scalar_t(0));
-            }
+      const Stretch stretch = shape.stretch(index);
+      for_runs(shape, stretch, [&](int64_t column, auto count) {
+        for (int branch_group = 0; branch_group < kBranches * kGroups; ++branch_group) {
+          const int k = branch_group / kGroups, g = branch_group % kGroups;
+          const Group group(g, channels);
+          const Offset from = source_of(k, g);
+          const acc_t* const weights = all_weights + (stretch.image * kBranches + k) * channels + group.first;
+          const acc_t* const da = all_da + stretch.image * channels + group.first;
+          const scalar_t* const own = dy.pixel(stretch.image, stretch.row, column) + group.first;
+          const scalar_t* const moved = own - from.h * dy.row_step - from.w * dy.column_step;
+          scalar_t* const to = dx.pixel(stretch.image, stretch.row, column) + k * channels + group.first;
+          const auto write = [&](acc_t taken, const auto& gradient) {
+            for_vectors<acc_t>(group.size, [&](int64_t i, auto part) {
+              const Vector<acc_t> weight = load_part(weights + i, part), add = taken * load_part(da + i, part);
+              for (int64_t p = 0; p < count; ++p) {
+                const Vector<acc_t> d = gradient(p * dy.column_step + i, part);
+                store_part(to + p * dx.column_step + i, weight * d + add, part, streamed);
+              }
+            });
+          };
+          const bool takes_moved = inside(stretch.row - from.h, column - from.w);
+          const bool takes_own = !inside(stretch.row + from.h, column + from.w);
+          if (takes_moved && takes_own) {
+            write(2, [&](int64_t at, auto part) { return load_part(own + at, part) + load_part(moved + at, part); });
+          } else if (takes_moved || takes_own) {
+            const scalar_t* const source = takes_moved ? moved : own;
+            write(1, [&](int64_t at, auto part) { return load_part(source + at, part); });
+          } else {
+            for (int64_t p = 0; p < count; ++p) std::fill_n(to + p * dx.column_step, group.size, scalar_t(0));
           }
         }
       });
     }
+    if (streamed) end_of_stream();
   });
 }
