@@ -20,6 +20,7 @@ from benchmarks import (
     bench_depthwise_conv2d,
     bench_models,
     bench_spatial_shift,
+    bench_split_attention,
     bench_token_mixing,
     machine,
     picture,
@@ -33,6 +34,7 @@ from mixer_kernels.ops._registry import load_ops
 
 SUITES = (
     bench_spatial_shift,
+    bench_split_attention,
     bench_token_mixing,
     bench_affine_token_linear,
     bench_depthwise_conv2d,

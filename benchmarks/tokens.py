@@ -51,7 +51,7 @@ def make_group(
         return x, *(randn(*parameter) for parameter in parameters), *dy
 
     def prepare(function: Function) -> Callable[..., Call]:
-        return _prepare(function, training)
+        return prepare_call(function, training)
 
     elements = 2 * prod(shape[:3]) + sum(prod(size) for size, _ in parameters)
     return Group(
@@ -77,7 +77,7 @@ def make_group(
     )
 
 
-def _prepare(function: Function, training: bool) -> Callable[..., Call]:
+def prepare_call(function: Function, training: bool) -> Callable[..., Call]:
     """Return what binds a function to its inputs; the last of them is dy in training."""
     if not training:
         return lambda *inputs: lambda: function(*inputs)

@@ -43,6 +43,13 @@ TORCH_LIBRARY(mixer_kernels, m) {
       "Tensor? layer_scale) -> (Tensor dx, Tensor dalpha, Tensor dbeta, Tensor dweight, Tensor dbias, "
       "Tensor dlayer_scale)");
 
+  // x (B, H, W, 3C), unshifted, y and dy (B, H, W, C). The sums and da (B, C), the weights and their gradient (B, 3, C)
+  // are float32, float64 for float64.
+  m.def("split_attention_sums(Tensor x) -> Tensor");
+  m.def("split_attention_combine(Tensor x, Tensor weights) -> Tensor");
+  m.def("split_attention_bwd_weights(Tensor dy, Tensor x) -> Tensor");
+  m.def("split_attention_bwd_features(Tensor dy, Tensor weights, Tensor da) -> Tensor");
+
   // padding: top, bottom, left, right. y, z and dx keep the memory format of x, z and dz; mean, var and the sums are
   // float32, float64 for float64, and so are the coefficients c0, c1, c2, which stand for 1, 0, 0 where absent.
   m.def(

@@ -20,6 +20,13 @@ LAYOUTS: dict[str, Arrange] = {
     "misaligned": lambda x: torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape),
 }
 
+# The same for a (B, H, W, C) tensor.
+MAP_LAYOUTS: dict[str, Arrange] = {
+    "channels_first": lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    "width_first": lambda x: x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2),
+    **{name: LAYOUTS[name] for name in ("slice", "every_other", "misaligned")},
+}
+
 
 def as_it_is(x: torch.Tensor) -> torch.Tensor:
     """Leave a tensor in its layout."""

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 import mixer_kernels
 from mixer_kernels import nn as fused_layers
 from mixer_kernels import reference
-from mixer_kernels.convert import resize_token_mixing
+from mixer_kernels.convert import resize_token_mixing, s2mlpv2_from_jittor_mlp
 from mixer_kernels.convert.sources import class_name
 from mixer_kernels.models import create_model
 
@@ -161,6 +161,16 @@ def test_a_layer_that_a_model_holds_twice_stays_one() -> None:
     assert len(model.report) == 1
 
 
+def test_the_report_counts_a_split_attention_once() -> None:
+    model = mixer_kernels.accelerate(plain_model("s2mlpv2_small_7_224"))
+    names = [entry.name.split(".")[-1] for entry in model.report]
+    assert names.count("attention") == 3
+    assert "split_attention" not in names
+    assert "split_attention" not in str(mixer_kernels.accelerate(model).report)
+    # By itself it takes branches that are shifted already.
+    assert reasons(mixer_kernels.accelerate(reference.SplitAttention(8))) == ["no fused layer yet"]
+
+
 class Subclass(reference.S2Attention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
@@ -197,6 +207,10 @@ def patched(layer: Any) -> Any:
         (with_hook(lambda layer: layer.mlp1), "hooks on mlp1,"),
         (with_hook(lambda layer: layer.mlp1, "register_full_backward_hook"), "hooks on mlp1,"),
         (with_part("mlp1", lambda _: Subclass(8)), "mlp1 is a "),
+        (with_part("split_attention.act", lambda _: nn.ReLU()), "activation split_attention.act is a ReLU"),
+        (with_part("split_attention.act", lambda _: nn.GELU("tanh")), "activation split_attention.act is a GELU"),
+        (with_part("split_attention.mlp1", lambda _: nn.Linear(8, 8)), "split_attention.mlp1 has a bias"),
+        (with_hook(lambda layer: layer.split_attention), "hooks on split_attention,"),
         (with_part("mlp1", lambda layer: parametrizations.orthogonal(layer.mlp1)), "mlp1.*Parametrized"),
     ],
 )
@@ -370,3 +384,70 @@ def test_resize_bad_arguments() -> None:
     gated = {"mlp_tokens.fc1.weight": torch.zeros(8, 4), "mlp_tokens.fc2.weight": torch.zeros(4, 4)}
     with pytest.raises(ValueError, match="must feed fc2 as it is, got widths 8 and 4"):
         resize_token_mixing(gated, (4, 4))
+
+
+class PreNormResidual(nn.Module):
+    """As in the collection: its names are those of the checkpoints."""
+
+    def __init__(self, dim: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fn = nn.LayerNorm(dim), fn
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fn(self.norm(x))
+
+
+class Permuted(nn.Module):
+    """Blocks over (B, H, W, C) in a map (B, C, H, W)."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class JittorS2MLPv2(nn.Module):
+    """S2-MLPv2 with the names of the Jittor-MLP collection, and the true shift."""
+
+    def __init__(self, depths: tuple[int, ...], embed_dims: tuple[int, ...]) -> None:
+        super().__init__()
+
+        def block(dim: int) -> nn.Module:
+            mlp = nn.Sequential(
+                nn.Linear(dim, 3 * dim), nn.GELU(), nn.Dropout(0.0), nn.Linear(3 * dim, dim), nn.Dropout(0.0)
+            )
+            return nn.Sequential(PreNormResidual(dim, reference.S2Attention(dim)), PreNormResidual(dim, mlp))
+
+        sizes = zip((3, *embed_dims), embed_dims, (7, 2), depths, strict=False)
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(before, dim, patch, patch), Permuted(*(block(dim) for _ in range(depth))))
+                for before, dim, patch, depth in sizes
+            )
+        )
+        self.mlp_head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Linear(embed_dims[-1], 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp_head[1](self.mlp_head[0](self.stages(x)).flatten(1))
+
+
+def test_checkpoints_of_the_jittor_collection_convert_exactly() -> None:
+    sizes = FAMILIES["s2mlpv2_small_7_224"]
+    theirs = randomise(JittorS2MLPv2(sizes["depths"], sizes["embed_dims"]).double())
+    state = theirs.state_dict()
+    assert {key.split(".fn.")[1] for key in state if ".0.fn." in key} == {
+        *(f"{name}.{kind}" for name in ("mlp1", "mlp2") for kind in ("weight", "bias")),
+        *(f"split_attention.{name}.weight" for name in ("mlp1", "mlp2")),
+    }
+    converted = s2mlpv2_from_jittor_mlp(state)
+    assert {value.data_ptr() for value in converted.values()} == {value.data_ptr() for value in state.values()}
+    x = image("s2mlpv2_small_7_224")
+    for backend in ("reference", None):
+        ours = plain_model("s2mlpv2_small_7_224", attention_ratio=1.0, backend=backend)
+        ours.load_state_dict(converted)
+        torch.testing.assert_close(ours(x), theirs(x))
+    for key in ("stages.0.1.model.0.0.fn.mlp3.weight", "head.weight", "module.mlp_head.1.bias"):
+        with pytest.raises(ValueError, match=rf"s2mlpv2_from_jittor_mlp: .*, got '{key}'"):
+            s2mlpv2_from_jittor_mlp({key: x})

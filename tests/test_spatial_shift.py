@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from accuracy import MAP_LAYOUTS, as_it_is
 from torch.library import opcheck
 
 import mixer_kernels
@@ -34,15 +35,7 @@ SHAPES = (
     (1, 14, 14, 192),
     (2, 5, 6, 97),
 )
-# Layouts: name -> how to turn a contiguous tensor into one of the same values.
-LAYOUTS = {
-    "contiguous": lambda x: x,
-    "channels_first": lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
-    "width_first": lambda x: x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2),
-    "slice": lambda x: torch.cat((x, x), -1)[..., : x.shape[-1]],
-    "every_other": lambda x: torch.stack((x, x), -1).flatten(-2)[..., ::2],
-    "misaligned": lambda x: torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape),
-}
+LAYOUTS = {"contiguous": as_it_is, **MAP_LAYOUTS}
 
 
 def by_the_definition(x: torch.Tensor, directions: tuple[str, ...]) -> torch.Tensor:

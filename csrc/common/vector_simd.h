@@ -141,6 +141,24 @@ inline void store_acc(scalar_t* to, Vector<acc_type<scalar_t>> value) {
   }
 }
 
+// As store_acc, past the caches; `to` is aligned to as many elements.
+template <typename scalar_t>
+inline void stream_acc(scalar_t* to, Vector<acc_type<scalar_t>> value) {
+  if constexpr (sizeof(scalar_t) == sizeof(acc_type<scalar_t>)) {
+    stream(to, value);
+    return;
+  }
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64) {
+    alignas(32) scalar_t rounded[kLanes<acc_type<scalar_t>>];
+    store_acc(rounded, value);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), *reinterpret_cast<const __m256i*>(rounded));
+    return;
+  }
+#endif
+  store_acc(to, value);
+}
+
 // n elements of a tensor, `step` apart, as accumulators.
 template <typename scalar_t>
 void load_row(const scalar_t* from, int64_t step, int64_t n, acc_type<scalar_t>* to) {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mixer_kernels.convert.sources import NotReplaceableError, build, class_name, find_source
+from mixer_kernels.nn import S2Attention
 from mixer_kernels.ops import _backend
 
 
@@ -82,7 +83,8 @@ def _visit(
         # A layer that the model holds twice.
         return done[module]
     done[module] = new = _replace(module, name, backend, report)
-    if new is module:
+    # A fused attention takes the weights of its split attention, and never calls it.
+    if new is module and not isinstance(new, S2Attention):
         for key, child in list(module._modules.items()):
             if child is not None:
                 module._modules[key] = _visit(child, f"{name}.{key}".removeprefix("."), backend, report, done)

@@ -67,6 +67,8 @@ def recast(module: Any, backend: str | None) -> nn.Module:
     for path, part in module.named_modules():
         if not class_name(part).startswith(("torch.nn.modules.", "mixer_kernels.")):
             raise NotReplaceableError(f"{path} is a {class_name(part)}")
+    if type(module) is reference.S2Attention:
+        _check_split_attention(module)
     module.__class__ = getattr(fused_layers, type(module).__name__)
     module.backend = backend
     return module
@@ -171,6 +173,16 @@ def adopt(layer: nn.Module, module: nn.Module, path: str = "") -> nn.Module:
         else:
             raise NotReplaceableError(f"{where} is a {class_name(part)}")
     return layer
+
+
+def _check_split_attention(module: Any) -> None:
+    """Raise NotReplaceableError unless what the fused layer takes the weights of computes what it does."""
+    part = _part(module, "split_attention", reference.SplitAttention)
+    if _activation(part, "act") != "gelu":
+        raise NotReplaceableError(f"activation split_attention.act is a {part.act}")
+    for path in ("mlp1", "mlp2"):
+        if _part(part, path, nn.Linear).bias is not None:
+            raise NotReplaceableError(f"split_attention.{path} has a bias")
 
 
 def _check_neutral(part: nn.Module, path: str) -> None:

@@ -17,14 +17,15 @@ class SpatialShift(reference.SpatialShift):
 
 
 class S2Attention(reference.S2Attention):
-    """:class:`mixer_kernels.reference.S2Attention` with both shifts in place, in the expanded map: no stack."""
+    """:class:`mixer_kernels.reference.S2Attention` with shifts and split attention in one op."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        expanded = self.mlp1(x).unflatten(-1, (3, -1))  # [B, H, W, 3, C]
-        MF.spatial_shift_(expanded[..., 0, :], MF.SHIFT_1, backend=self.backend)
-        MF.spatial_shift_(expanded[..., 1, :], MF.SHIFT_2, backend=self.backend)
-        return self.mlp2(self.split_attention(expanded.movedim(-2, 1)))
+        attention = self.split_attention
+        fused = MF.shifted_split_attention(
+            self.mlp1(x), attention.mlp1.weight, attention.mlp2.weight, backend=self.backend
+        )
+        return self.mlp2(fused)
 
 
 class S2Block(reference.S2Block):

@@ -66,11 +66,6 @@ def check_convolution(
     return x, weight.contiguous(), bias, geometry
 
 
-def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
-    """Return the dtype of sums over ``x``, and of the coefficients that come from them."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _geometry(op: str, weight: torch.Tensor, stride: Pair, padding: str | Pair, dilation: Pair) -> Geometry:
     strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
     if padding == "valid":

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch._prims_common import suggest_memory_format
 
-from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional, accumulation_dtype
+from mixer_kernels.ops._dtypes import accumulation_dtype
+from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional
 
 
 def forward(

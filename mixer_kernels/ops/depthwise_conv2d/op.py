@@ -8,14 +8,9 @@ import torch
 
 from mixer_kernels.ops import _backend, _checks
 from mixer_kernels.ops._activation import activation_code
+from mixer_kernels.ops._dtypes import accumulation_dtype
 from mixer_kernels.ops.depthwise_conv2d import native_impl, reference, triton_impl
-from mixer_kernels.ops.depthwise_conv2d._arguments import (
-    Geometry,
-    Optional,
-    Pair,
-    accumulation_dtype,
-    check_convolution,
-)
+from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional, Pair, check_convolution
 
 IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
 from mixer_kernels.ops._activation import apply_activation
-from mixer_kernels.ops.depthwise_conv2d._arguments import Optional, accumulation_dtype
+from mixer_kernels.ops._dtypes import accumulation_dtype
+from mixer_kernels.ops.depthwise_conv2d._arguments import Optional
 
 
 def depthwise_conv2d(

@@ -1,0 +1,27 @@
+"""What the kernels of every backend return, without the values: for torch.compile and torch.export."""
+
+from __future__ import annotations
+
+import torch
+
+from mixer_kernels.ops._dtypes import accumulation_dtype
+
+
+def sums(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor like the sums of all branches, (B, C)."""
+    return x.new_empty((x.shape[0], x.shape[3] // 3), dtype=accumulation_dtype(x))
+
+
+def combine(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return a tensor like y, (B, H, W, C)."""
+    return x.new_empty((*x.shape[:3], x.shape[3] // 3))
+
+
+def backward_weights(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor like the gradient of the weights, (B, 3, C)."""
+    return dy.new_empty((dy.shape[0], 3, dy.shape[3]), dtype=accumulation_dtype(dy))
+
+
+def backward_features(dy: torch.Tensor, weights: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
+    """Return a tensor like the gradient of x, (B, H, W, 3C)."""
+    return dy.new_empty((*dy.shape[:3], 3 * dy.shape[3]))

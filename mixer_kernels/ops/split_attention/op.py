@@ -1,0 +1,126 @@
+"""The public shifted split attention: checks, choice of a backend, and the autograd Function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops.split_attention import native_impl, reference
+
+IMPLEMENTATIONS = {_backend.NATIVE: native_impl}
+
+# The automatic order of each device type. CPU: benchmarks/bench_split_attention.py; GPU: not measured yet.
+ORDER = {"cpu": (_backend.NATIVE,)}
+
+
+class ShiftedSplitAttentionFunction(torch.autograd.Function):
+    """The shifted split attention; of the activations x is saved for backward, and 4 numbers a channel of an image.
+
+    ``apply(x, weight1, weight2, backend)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor, backend: str) -> torch.Tensor:
+        """Map (B, H, W, 3C) to (B, H, W, C)."""
+        kernels = IMPLEMENTATIONS[backend]
+        total = kernels.sums(x)
+        weights = _weights(total, weight1, weight2)
+        ctx.save_for_backward(x, weight1, weight2, total, weights)
+        ctx.backend = backend
+        return kernels.combine(x, weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of ``x``, ``weight1`` and ``weight2``."""
+        x, weight1, weight2, total, weights = ctx.saved_tensors
+        kernels = IMPLEMENTATIONS[ctx.backend]
+        wants_x, wants_weight1, wants_weight2, _ = ctx.needs_input_grad
+        # Autograd's own steps, but for the hidden layer, which is recomputed.
+        dweights = kernels.backward_weights(dy, x)
+        dlogits = torch.ops.aten._softmax_backward_data(dweights, weights, 1, weights.dtype).flatten(1).to(x.dtype)
+        total = total.to(x.dtype)
+        inner = F.linear(total, weight1)
+        dx = dweight1 = dweight2 = None
+        if wants_weight2:
+            dweight2 = dlogits.mT @ F.gelu(inner)
+        if wants_x or wants_weight1:
+            dinner = torch.ops.aten.gelu_backward(dlogits @ weight2, inner)
+            if wants_weight1:
+                dweight1 = dinner.mT @ total
+            if wants_x:
+                dx = kernels.backward_features(dy, weights, (dinner @ weight1).to(weights.dtype))
+        return dx, dweight1, dweight2, None
+
+
+def shifted_split_attention(
+    x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor, *, backend: str | None = None
+) -> torch.Tensor:
+    """Shift two of three branches and fuse all three, with a weight for each branch and channel (S2-MLPv2).
+
+    With ``s = shift(x1, SHIFT_1), shift(x2, SHIFT_2), x3`` (arXiv 2108.01072)::
+
+        a = sum over k and the pixels of s_k
+        w = softmax over k of weight2 @ gelu(weight1 @ a)
+        y = sum over k of w_k * s_k
+
+    Neither shifted branch is ever written: one pass over x takes the sums, another gathers and weighs. Backward keeps
+    x and, of each image, 4 numbers a channel.
+
+    Under autocast every argument is cast to its dtype.
+
+    Args:
+        x: the three branches side by side, (B, H, W, 3C), float32, float16, bfloat16 or float64, any strides.
+        weight1: (D, C), in x's dtype.
+        weight2: (3C, D), in x's dtype.
+        backend: "native", "triton", "reference" or None, the fastest that can run.
+
+    Returns:
+        A contiguous tensor (B, H, W, C) of x's dtype.
+
+    Raises:
+        TypeError: an argument is not a tensor of such a dtype.
+        ValueError: a shape does not fit.
+        RuntimeError: the tensors are on different devices, or the backend asked for cannot run.
+    """
+    op = "shifted_split_attention"
+    _checks.check_tensor(op, "x", x)
+    _checks.check_dims(op, "x", x, "(B, H, W, 3C)")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{op}: x must have at least one pixel and one channel, got shape {tuple(x.shape)}")
+    if x.shape[3] % 3:
+        raise ValueError(f"{op}: x must have 3C channels, a multiple of 3, got shape {tuple(x.shape)}")
+    x = _checks.autocast(x)
+    weight1 = _linear_weight(op, "weight1", weight1, ("D", x.shape[3] // 3), x)
+    weight2 = _linear_weight(op, "weight2", weight2, (x.shape[3], weight1.shape[0]), x)
+    name = _backend.choose(op, backend, ORDER.get(x.device.type, ()), IMPLEMENTATIONS, x.device, x.dtype)
+    if name == _backend.REFERENCE:
+        return reference.shifted_split_attention(x, weight1, weight2)
+    if _checks.needs_grad(x, weight1, weight2):
+        return ShiftedSplitAttentionFunction.apply(x, weight1, weight2, name)
+    kernels = IMPLEMENTATIONS[name]
+    return kernels.combine(x, _weights(kernels.sums(x), weight1, weight2))
+
+
+def why_not(device: torch.device) -> dict[str, str | None]:
+    """Return, for each backend, None if it runs this op on the device, else the reason."""
+    return _backend.reasons(IMPLEMENTATIONS, device)
+
+
+def _weights(total: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor) -> torch.Tensor:
+    """Return the weights of the branches, (B, 3, C), in the dtype of the sums."""
+    hidden = F.gelu(F.linear(total.to(weight1.dtype), weight1))
+    return F.linear(hidden, weight2).unflatten(1, (3, -1)).softmax(1, dtype=total.dtype)
+
+
+def _linear_weight(
+    op: str, name: str, weight: torch.Tensor, shape: tuple[int | str, ...], x: torch.Tensor
+) -> torch.Tensor:
+    _checks.check_tensor(op, name, weight)
+    _checks.check_shape(op, name, weight, shape)
+    weight = _checks.autocast(weight)
+    _checks.check_like(op, name, weight, x)
+    return weight
