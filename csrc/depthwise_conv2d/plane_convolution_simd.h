@@ -73,7 +73,6 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
       if (residual) residual->fill(e.residual, c.out, tile, tile.row, tile.column, tile.rows);
       const int64_t steps = (tile.rows + convolution.step() - 1) / convolution.step();
       for (int64_t part = 0; part < tile.channels * steps; ++part) {
-        if (index + 1 < end) convolution.inputs().prefetch_tile(grid[task_at(index + 1)], part, tile.channels * steps);
         const int64_t channel = part / steps, row = part % steps * convolution.step();
         const int64_t rows = std::min(convolution.step(), tile.rows - row);
         float* const out = values.get() + row * pitch;

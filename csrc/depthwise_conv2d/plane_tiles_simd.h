@@ -211,23 +211,6 @@ class PlaneWindows {
     }
   }
 
-  // Asks for part `part` of `parts` of what fill() is going to read.
-  void prefetch(const Map<const scalar_t>& map, Extent size, const TileOfMap& tile, int64_t row, int64_t column,
-                int64_t rows, int64_t part, int64_t parts) const {
-    const int64_t begin = std::max<int64_t>(row, 0), end = std::min(row + rows, size.h);
-    const int64_t left = std::max<int64_t>(column, 0);
-    const int64_t right = std::min(size.w, column + (windows_ - 1) * step_ + width_);
-    const bool across = map.channel_step == 1 && map.column_step != 1;
-    constexpr int64_t kLine = 64 / sizeof(scalar_t);
-    const int64_t channels = across ? tile.channels : 1, columns = across ? 1 : kLine;
-    for (int64_t r = begin + part * (end - begin) / parts; r < begin + (part + 1) * (end - begin) / parts; ++r) {
-      for (int64_t p = left; p < right; p += columns) {
-        const scalar_t* const pixel = map.pixel(tile.image, tile.channel, r, p);
-        for (int64_t c = 0; c < channels; c += kLine) __builtin_prefetch(pixel + c);
-      }
-    }
-  }
-
  private:
   static constexpr int64_t lanes = kLanes<plane_t>;
 
@@ -285,12 +268,6 @@ class InputWindows : public PlaneWindows<scalar_t, plane_t> {
 
   void fill_tile(const TileOfMap& tile) {
     this->fill(c_.x, c_.in, tile, tile.row - c_.offset.h, tile.column - c_.offset.w, tile.rows + c_.kernel.h - 1);
-  }
-
-  // Asks for part `part` of `parts` of a tile that comes later.
-  void prefetch_tile(const TileOfMap& tile, int64_t part, int64_t parts) const {
-    this->prefetch(c_.x, c_.in, tile, tile.row - c_.offset.h, tile.column - c_.offset.w, tile.rows + c_.kernel.h - 1,
-                   part, parts);
   }
 
  private:
