@@ -19,7 +19,8 @@ from mixer_kernels.ops.depthwise_conv2d._arguments import (
 
 IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl}
 
-# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/quick.json; GPU: not measured yet.
+# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/quick.json; GPU: not measured
+# yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE,)}
 
 
