@@ -56,9 +56,11 @@ LIMITS = {
     "banded_convolution_kernel": Limit(
         128, ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDG.E.128", "STG.E.128")
     ),
-    # 2 blocks of 256 threads; 3 of the gradient's, and 4 of the one that reads through the caches.
+    # 2 blocks of 256 threads.
+    "banded_gradient_kernel": Limit(128, ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDG.E.128")),
+    # 2 blocks of 256 threads; 4 of those that read through the caches.
     "sliding_convolution_kernel": Limit(128, ("FFMA", "LDS.128", "LDG.E.128", "STG.E.128")),
-    "sliding_gradient_kernel": Limit(80, ("FFMA", "LDS.128", "LDG.E.128")),
+    "sliding_gradient_kernel": Limit(128, ("FFMA", "LDS.128", "LDG.E.128")),
     "direct_convolution_kernel": Limit(64, ("STG.E.128",)),
     "direct_gradient_kernel": Limit(64),
     "epilogue_forward_kernel": Limit(40, ("LDG.E.128", "STG.E.128")),

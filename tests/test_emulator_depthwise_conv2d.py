@@ -113,6 +113,10 @@ def problems() -> list[Problem]:
         ((1, 24, 6, 16), (5, 5)),  # several boxes of channels on the tensor cores
         ((1, 2, 34, 40), (7, 7)),  # several boxes of pixels
         ((1, 2, 35, 33), (3, 3)),
+        # Every row of a full box on the tensor cores, with the published kernels and a high one.
+        ((1, 1, 32, 20), (9, 9)),
+        ((1, 2, 30, 24), (7, 7)),
+        ((1, 1, 32, 18), (17, 5)),
         ((1, 3, 33, 34), (5, 9)),
         ((2, 3, 1, 1), (9, 9)),
         ((1, 130, 2, 3), (3, 3)),  # several boxes of channels on the floating-point units

@@ -26,35 +26,53 @@ __device__ __forceinline__ void load_band(uint32_t (&band)[2], const scalar_t* r
 
 // Multiplies one channel. A product takes 16 runs of 8 outputs, which lie side by side in `column_blocks` columns and,
 // below each other, row_steps rows apart. Of each row of inputs, a step of 16 columns is read once and meets all rows
-// of the kernel: the sums for the rows between the runs stay in registers.
+// of the kernel: the sums for the rows between the runs stay in registers. kHeight: the kernel's, with 8 rows between
+// the runs, so that the compiler knows which products there are; or 0 for any.
 //
 // Zeros outside the band are multiplied, too: an input that is not finite makes those outputs NaN that lie in its run
 // or a neighbouring one within the band's depth, further than the kernel reaches.
-template <typename scalar_t>
+template <int kHeight, typename scalar_t>
 __device__ __forceinline__ void multiply_channel(float (&sums)[kBandRows][4], const Convolution& c,
                                                  const scalar_t* inputs, const scalar_t* weights) {
+  const int height = kHeight > 0 ? kHeight : c.kernel_h, row_steps = kHeight > 0 ? kBandRows : c.row_steps;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   // Lane l names a row of ldmatrix: run l % 16, the first or second 8 of the 16 inputs.
   const int line = lane % kBandLines;
-  const scalar_t* first = inputs + line / c.column_blocks * c.row_steps * c.pitch +
+  const scalar_t* first = inputs + line / c.column_blocks * row_steps * c.pitch +
                           line % c.column_blocks * kBandColumns + lane / kBandLines * 8;
+#pragma unroll 1
   for (int step = 0; step < c.depth_steps; ++step) {
     uint32_t bands[kBandRows][2];  // of rows of the kernel modulo 8
     const scalar_t* input = first + step * kBandDepth;
     const scalar_t* weight = weights + kBandBorder + step * kBandDepth;
-    for (int begin = 0; begin < c.row_steps + c.kernel_h - 1; begin += kBandRows) {
+    // Products of 8 rows of inputs from `begin` on. The conditions are the same in all threads.
+    const auto multiply_rows = [&](int begin, auto is_inside) {
+      constexpr bool kInside = decltype(is_inside)::value;
 #pragma unroll
       for (int i = 0; i < kBandRows; ++i) {
         const int row = begin + i;
-        // The conditions are the same in all threads.
-        if (row >= c.row_steps + c.kernel_h - 1) break;
-        if (row < c.kernel_h) load_band(bands[i], weight + row * c.weight_pitch);
+        if (!kInside && row >= row_steps + height - 1) break;
+        if (kInside || row < height) load_band(bands[i], weight + row * c.weight_pitch);
         uint32_t lines[4];
         ldmatrix(lines, input + row * c.pitch);
 #pragma unroll
         for (int o = 0; o < kBandRows; ++o) {
           const int kh = row - o;
-          if (o < c.row_steps && kh >= 0 && kh < c.kernel_h) mma<scalar_t>(sums[o], lines, bands[(i - o) & 7]);
+          if (kInside || (o < row_steps && kh >= 0 && kh < height)) mma<scalar_t>(sums[o], lines, bands[(i - o) & 7]);
+        }
+      }
+    };
+    if constexpr (kHeight > 0) {
+#pragma unroll
+      for (int begin = 0; begin < kBandRows + kHeight - 1; begin += kBandRows) {
+        multiply_rows(begin, std::false_type{});
+      }
+    } else {
+      for (int begin = 0; begin < row_steps + height - 1; begin += kBandRows) {
+        if (row_steps == kBandRows && begin >= kBandRows && begin + kBandRows <= height) {
+          multiply_rows(begin, std::true_type{});
+        } else {
+          multiply_rows(begin, std::false_type{});
         }
       }
     }
@@ -79,12 +97,20 @@ __global__ void __launch_bounds__(kBandedThreads, 4) banded_convolution_kernel(c
                                      inputs);
   load_weights<kBandedThreads, scalar_t>(c, box,
                                          SharedTile<scalar_t>{weights.data + kBandBorder, weights.slot, weights.pitch});
+  const ChannelEpilogue* epilogues = load_epilogues<kBandedThreads, scalar_t>(c, box);
   __syncthreads();
 
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int channel = static_cast<int>(threadIdx.x) / 32; channel < box.channels; channel += kBandedThreads / 32) {
     float sums[kBandRows][4] = {};
-    multiply_channel(sums, c, inputs.pixel(channel, 0, 0), weights.pixel(channel, 0, 0));
+    const scalar_t *input = inputs.pixel(channel, 0, 0), *weight = weights.pixel(channel, 0, 0);
+    if (c.kernel_h == 9 && c.row_steps == kBandRows) {
+      multiply_channel<9>(sums, c, input, weight);
+    } else if (c.kernel_h == 7 && c.row_steps == kBandRows) {
+      multiply_channel<7>(sums, c, input, weight);
+    } else {
+      multiply_channel<0>(sums, c, input, weight);
+    }
     // Outputs take the place of the inputs, which nobody but this warp reads.
     __syncwarp();
 #pragma unroll
@@ -100,7 +126,7 @@ __global__ void __launch_bounds__(kBandedThreads, 4) banded_convolution_kernel(c
       }
     }
   }
-  finish_box<kBandedThreads, scalar_t>(c, box, place, outputs);
+  finish_box<kBandedThreads, scalar_t>(c, box, place, outputs, epilogues);
 }
 
 }  // namespace mixer_kernels

@@ -28,7 +28,8 @@ struct Convolution {
   ChannelParameter scale, shift;
   Activation activation;
   Moments moments;
-  // Shared memory: of each channel a tile of inputs, later of outputs, then weights of all channels. In bytes.
+  // Shared memory: of each channel a tile of inputs, later of outputs; then weights of all channels; then what follows
+  // the products. In bytes.
   int slot, weight_slot;
   int pitch, weight_pitch, out_pitch;  // in elements
   // Of the tensor cores' path: blocks of 8 columns next to each other, and steps of 16 inputs.
@@ -46,25 +47,37 @@ __device__ __forceinline__ void load_weights(const Convolution& c, const Box& bo
   });
 }
 
-template <typename scalar_t>
-__device__ __forceinline__ float bias_of(const Convolution& c, int channel) {
-  return c.bias == nullptr ? 0.0f : to_acc(static_cast<const scalar_t*>(c.bias)[channel]);
+// What follows the products of one channel; in shared memory, where every output meets it.
+struct ChannelEpilogue {
+  float bias, scale, shift;
+};
+
+// Brings those of a block's channels there.
+template <int kThreads, typename scalar_t>
+__device__ __forceinline__ const ChannelEpilogue* load_epilogues(const Convolution& c, const Box& box) {
+  const ChannelParameter bias{c.bias, false};
+  auto* to = reinterpret_cast<ChannelEpilogue*>(dynamic_shared<unsigned char>() +
+                                                c.grid.box_channels * (c.slot + c.weight_slot));
+  for (int i = static_cast<int>(threadIdx.x); i < box.channels; i += kThreads) {
+    const int channel = box.channel + i;
+    to[i] = {channel_value<scalar_t>(bias, channel, 0.0f), channel_value<scalar_t>(c.scale, channel, 1.0f),
+             channel_value<scalar_t>(c.shift, channel, 0.0f)};
+  }
+  return to;
 }
 
 // kVec neighbouring outputs from shared memory into the map.
 template <int kVec, typename scalar_t>
 __device__ __forceinline__ void store_outputs(const Convolution& c, const Box& box, const SharedTile<float>& from,
-                                              int channel, int row, int column) {
+                                              const ChannelEpilogue* epilogues, int channel, int row, int column) {
   constexpr bool kExact = std::is_same_v<scalar_t, float>;
-  const int step = c.y.along_channels ? 1 : 0;
+  const bool along_channels = c.y.along_channels;
   const float* source = from.pixel(channel, row, column);
-  channel += box.channel;
-  row += box.row;
-  column += box.column;
+  const int step = along_channels ? from.slot : 1;
   float values[kVec];
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
-    values[i] = source[i * (step ? from.slot : 1)] + bias_of<scalar_t>(c, channel + i * step);
+    values[i] = source[i * step] + epilogues[channel + (along_channels ? i : 0)].bias;
   }
   // Moments are taken of the activated values, but z is stored.
   if (c.moments.means == nullptr) {
@@ -73,11 +86,15 @@ __device__ __forceinline__ void store_outputs(const Convolution& c, const Box& b
       for (int i = 0; i < kVec; ++i) values[i] = activate<decltype(activation)::value, kExact>(values[i]).value;
     });
   }
+  ChannelEpilogue epilogue = epilogues[channel];
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
-    values[i] = channel_value<scalar_t>(c.scale, channel + i * step, 1.0f) * values[i] +
-                channel_value<scalar_t>(c.shift, channel + i * step, 0.0f);
+    if (along_channels) epilogue = epilogues[channel + i];
+    values[i] = epilogue.scale * values[i] + epilogue.shift;
   }
+  channel += box.channel;
+  row += box.row;
+  column += box.column;
   if (c.residual.view.data != nullptr) {
     float past[kVec];
     load_floats(past, c.residual.template pixel<const scalar_t>(box.image, channel, row, column));
@@ -90,12 +107,12 @@ __device__ __forceinline__ void store_outputs(const Convolution& c, const Box& b
 // A warp for each channel of the box: two passes over the activated values, which stay in shared memory.
 template <int kThreads, typename scalar_t>
 __device__ __forceinline__ void store_moments(const Convolution& c, const Box& box, int64_t place,
-                                              const SharedTile<float>& from) {
+                                              const SharedTile<float>& from, const ChannelEpilogue* epilogues) {
   constexpr bool kExact = std::is_same_v<scalar_t, float>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto count = static_cast<float>(box.rows * box.columns);
   for (int channel = static_cast<int>(threadIdx.x) / 32; channel < box.channels; channel += kThreads / 32) {
-    const float bias = bias_of<scalar_t>(c, box.channel + channel);
+    const float bias = epilogues[channel].bias;
     float sum = 0.0f;
     for (BoxWalk walk(lane, 32, box.columns, box.rows); walk.outer == 0; walk.advance()) {
       float* value = from.pixel(channel, walk.middle, walk.inner);
@@ -119,24 +136,26 @@ __device__ __forceinline__ void store_moments(const Convolution& c, const Box& b
   }
 }
 
-// Ends a block of a convolving kernel, whose outputs are in shared memory.
+// Ends a block of a convolving kernel, whose outputs and epilogues are in shared memory.
 template <int kThreads, typename scalar_t>
 __device__ __forceinline__ void finish_box(const Convolution& c, const Box& box, int64_t place,
-                                           const SharedTile<float>& from) {
+                                           const SharedTile<float>& from, const ChannelEpilogue* epilogues) {
   __syncthreads();
   if (c.y.has_vectors) {
     constexpr int kVec = 16 / sizeof(scalar_t);
-    for_places<kThreads, kVec>(
-        c.y.along_channels, box.channels, box.rows, box.columns,
-        [&](int channel, int row, int column) { store_outputs<kVec, scalar_t>(c, box, from, channel, row, column); });
+    for_places<kThreads, kVec>(c.y.along_channels, box.channels, box.rows, box.columns,
+                               [&](int channel, int row, int column) {
+                                 store_outputs<kVec, scalar_t>(c, box, from, epilogues, channel, row, column);
+                               });
   } else {
-    for_places<kThreads, 1>(
-        c.y.along_channels, box.channels, box.rows, box.columns,
-        [&](int channel, int row, int column) { store_outputs<1, scalar_t>(c, box, from, channel, row, column); });
+    for_places<kThreads, 1>(c.y.along_channels, box.channels, box.rows, box.columns,
+                            [&](int channel, int row, int column) {
+                              store_outputs<1, scalar_t>(c, box, from, epilogues, channel, row, column);
+                            });
   }
   if (c.moments.means != nullptr) {
     __syncthreads();
-    store_moments<kThreads, scalar_t>(c, box, place, from);
+    store_moments<kThreads, scalar_t>(c, box, place, from, epilogues);
   }
 }
 

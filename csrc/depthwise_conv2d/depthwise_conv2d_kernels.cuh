@@ -7,6 +7,7 @@
 #include "common/plan.h"
 #include "common/sum_terms.cuh"
 #include "depthwise_conv2d/banded_convolution.cuh"
+#include "depthwise_conv2d/banded_gradient.cuh"
 #include "depthwise_conv2d/convolution_plan.h"
 #include "depthwise_conv2d/direct_convolution.cuh"
 #include "depthwise_conv2d/epilogue.cuh"
@@ -54,6 +55,32 @@ inline bool fits_vectors(const BoxGrid& grid, bool along_channels, int64_t vec) 
                         : grid.column_boxes == 1 || grid.box_columns % vec == 0;
 }
 
+// Which kernels run: through the caches, on the floating-point units, on the tensor cores.
+enum class Path { kDirect, kSliding, kBanded };
+
+// Narrow kernels leave the bands of the tensor cores' path almost empty.
+inline bool is_wide(Extent kernel) {
+  constexpr int64_t kNarrow = 5;
+  return kernel.w >= kNarrow && kernel.h * kernel.w >= kNarrow * kNarrow;
+}
+
+// How runs of 8 outputs of a box make 16 lines of a product, and how many steps of 16 inputs they reach over.
+struct BandPlan {
+  int column_blocks, row_steps, depth_steps;
+  int64_t rows;  // of outputs
+
+  BandPlan(Extent box, Extent kernel)
+      : column_blocks(box.w <= 8    ? 1
+                      : box.w <= 16 ? 2
+                                    : 4),
+        row_steps(to_int(divide_up(box.h * column_blocks, kBandLines))),
+        depth_steps(to_int(divide_up(kernel.w + kBandColumns - 1, kBandDepth))),
+        rows(static_cast<int64_t>(kBandLines) / column_blocks * row_steps) {}
+
+  int input_pitch() const { return kBandColumns * (column_blocks - 1) + kBandDepth * depth_steps; }
+  int output_pitch() const { return kBandColumns * column_blocks; }
+};
+
 // A convolution, or the gradient of one with respect to its input.
 class ConvolutionCall {
  public:
@@ -77,10 +104,8 @@ class ConvolutionCall {
     c_.activation = a_.activation;
 
     const bool is_plain = std::max({g.stride.h, g.stride.w, dilation.h, dilation.w}) == 1;
-    // Narrow kernels leave the bands almost empty.
-    constexpr int64_t kNarrow = 5;
-    const bool is_wide = g.kernel.w >= kNarrow && g.kernel.h * g.kernel.w >= kNarrow * kNarrow;
-    if (!is_plain || !((element_size(a_.type) == 2 && is_wide && plan_banded()) || plan_sliding())) plan_direct();
+    const bool is_banded = element_size(a_.type) == 2 && is_wide(g.kernel);
+    if (!is_plain || !((is_banded && plan_banded()) || plan_sliding())) plan_direct();
     plan_outputs();
     if (a_.mean != nullptr) {
       const int64_t count = c_.grid.boxes_of_channels() * a_.channels;
@@ -95,7 +120,7 @@ class ConvolutionCall {
   void run(const Launch& launch) const {
     dispatch_map_type(a_.type, [&](auto element) {
       using scalar_t = decltype(element);
-      const int64_t shared = static_cast<int64_t>(c_.grid.box_channels) * (c_.slot + c_.weight_slot);
+      const int64_t shared = c_.grid.box_channels * bytes_of_channel();
       if (path_ == Path::kDirect) {
         launch(&direct_convolution_kernel<scalar_t>, c_.grid.boxes(), kDirectThreads, shared, c_);
       } else if (path_ == Path::kSliding) {
@@ -116,32 +141,30 @@ class ConvolutionCall {
   }
 
  private:
-  enum class Path { kDirect, kSliding, kBanded };
+  int64_t bytes_of_channel() const {
+    return static_cast<int64_t>(c_.slot) + c_.weight_slot + static_cast<int64_t>(sizeof(ChannelEpilogue));
+  }
 
   // Cuts the outputs, or says that one channel's box does not fit.
-  bool plan_boxes(Path path, int64_t useful_channels, Extent box, int64_t bytes_of_channel) {
-    if (bytes_of_channel > kMostShared) return false;
+  bool plan_boxes(Path path, int64_t useful_channels, Extent box) {
+    if (bytes_of_channel() > kMostShared) return false;
     path_ = path;
     const int64_t vec = 16 / element_size(a_.type);
     c_.grid = plan_grid(a_.batch, a_.channels, a_.out,
-                        channels_of_box(a_.channels, useful_channels, bytes_of_channel, vec), box);
+                        channels_of_box(a_.channels, useful_channels, bytes_of_channel(), vec), box);
     return true;
   }
 
   bool plan_banded() {
     const Extent box{even_part(a_.out.h, 32), even_part(a_.out.w, 32)};
-    c_.column_blocks = box.w <= 8 ? 1 : box.w <= 16 ? 2 : 4;
-    const int64_t lines = kBandLines / c_.column_blocks;  // that a product's runs take below each other
-    c_.row_steps = static_cast<int>(divide_up(box.h, lines));
-    c_.depth_steps = static_cast<int>(divide_up(a_.geometry.kernel.w + kBandColumns - 1, kBandDepth));
-    c_.pitch = kBandColumns * (c_.column_blocks - 1) + kBandDepth * c_.depth_steps;
-    c_.out_pitch = kBandColumns * c_.column_blocks;
+    const BandPlan plan(box, a_.geometry.kernel);
+    c_.column_blocks = plan.column_blocks, c_.row_steps = plan.row_steps, c_.depth_steps = plan.depth_steps;
+    c_.pitch = plan.input_pitch(), c_.out_pitch = plan.output_pitch();
     c_.weight_pitch = kBandBorder + kBandDepth * c_.depth_steps;
-    const int64_t rows = lines * c_.row_steps;
-    c_.slot = to_int(std::max((rows + a_.geometry.kernel.h - 1) * c_.pitch * 2, rows * c_.out_pitch * 4));
+    c_.slot = to_int(std::max((plan.rows + a_.geometry.kernel.h - 1) * c_.pitch * 2, plan.rows * c_.out_pitch * 4));
     c_.weight_slot = to_int(a_.geometry.kernel.h * c_.weight_pitch * 2);
     // Where neighbours are channels, 16 of them are a sector of memory. Else few are enough for four warps.
-    return plan_boxes(Path::kBanded, c_.x.along_channels ? 16 : 8, box, c_.slot + c_.weight_slot);
+    return plan_boxes(Path::kBanded, c_.x.along_channels ? 16 : 8, box);
   }
 
   bool plan_sliding() {
@@ -153,7 +176,7 @@ class ConvolutionCall {
     c_.slot = to_int((rows + kernel.h - 1) * c_.pitch * 4);
     c_.weight_slot = to_int(kernel.h * c_.weight_pitch * 4);
     const int64_t threads = rows / kSlidingRows * (columns / kSlidingColumns);  // of a channel
-    return plan_boxes(Path::kSliding, kSlidingThreads / threads, box, c_.slot + c_.weight_slot);
+    return plan_boxes(Path::kSliding, kSlidingThreads / threads, box);
   }
 
   void plan_direct() {
@@ -163,7 +186,7 @@ class ConvolutionCall {
     c_.out_pitch = to_int(box.w);
     c_.slot = to_int(round_up(box.h * box.w, 4) * 4);
     c_.weight_slot = 0;
-    plan_boxes(Path::kDirect, std::max<int64_t>(1024 / (box.h * box.w), 1), box, c_.slot);
+    plan_boxes(Path::kDirect, std::max<int64_t>(1024 / (box.h * box.w), 1), box);
   }
 
   void plan_outputs() {
@@ -196,8 +219,8 @@ class TapGradientCall {
     g_.dilation_h = to_int(dilation.h), g_.dilation_w = to_int(dilation.w);
     g_.offset_h = to_int(g.padding.h), g_.offset_w = to_int(g.padding.w);
     const bool is_plain = std::max({g.stride.h, g.stride.w, dilation.h, dilation.w}) == 1;
-    is_direct_ = !is_plain || !plan_sliding();
-    if (is_direct_) plan_direct();
+    const bool is_banded = element_size(a_.type) == 2 && is_wide(g.kernel);
+    if (!is_plain || !((is_banded && plan_banded()) || plan_sliding())) plan_direct();
     terms_ = static_cast<int64_t>(g_.splits) * g_.parts;
     taps_ = a_.channels * g.kernel.h * g.kernel.w;
     g_.dweight = workspace_.take<float>(terms_ * taps_);
@@ -210,13 +233,16 @@ class TapGradientCall {
   void run(const Launch& launch) const {
     dispatch_map_type(a_.type, [&](auto element) {
       using scalar_t = decltype(element);
-      if (is_direct_) {
+      const int64_t blocks = static_cast<int64_t>(g_.grid.channel_boxes) * g_.tap_blocks * g_.splits;
+      const int64_t elements = static_cast<int64_t>(g_.grid.box_channels) * (g_.x_slot + g_.dz_slot);
+      if (path_ == Path::kDirect) {
         const int64_t tasks = channel_tasks() * (static_cast<int64_t>(g_.kernel_h) * g_.kernel_w + 1) * g_.splits;
         launch(&direct_gradient_kernel<scalar_t>, divide_up(tasks, kTapThreads / 32), kTapThreads, 0, g_);
-      } else {
-        const int64_t blocks = static_cast<int64_t>(g_.grid.channel_boxes) * g_.tap_blocks * g_.splits;
-        const int64_t shared = static_cast<int64_t>(g_.grid.box_channels) * (g_.x_slot + g_.dz_slot) * 4;
-        launch(&sliding_gradient_kernel<scalar_t>, blocks, kTapThreads, shared, g_);
+      } else if (path_ == Path::kSliding) {
+        launch(&sliding_gradient_kernel<scalar_t>, blocks, kTapThreads, elements * 4, g_);
+      } else if constexpr (sizeof(scalar_t) == 2) {
+        constexpr int64_t kLeast = kBandedGradientWarps * kProducts * 4;
+        launch(&banded_gradient_kernel<scalar_t>, blocks, kBandedGradientThreads, std::max(elements * 2, kLeast), g_);
       }
     });
     SumLaunch sums;
@@ -229,6 +255,37 @@ class TapGradientCall {
   // Two waves of blocks, if there are so many shares.
   int splits_of(int64_t blocks, int64_t shares) const {
     return static_cast<int>(std::clamp<int64_t>(4 * a_.multiprocessors / blocks, 1, shares));
+  }
+
+  // Cuts dz, or says that one channel's box does not fit. In bytes of an element in shared memory.
+  bool plan_boxes(Path path, int64_t useful_channels, Extent box, int64_t bytes) {
+    const int64_t bytes_of_channel = (static_cast<int64_t>(g_.x_slot) + g_.dz_slot) * bytes;
+    if (bytes_of_channel > kMostShared) return false;
+    path_ = path;
+    const int64_t vec = 16 / element_size(a_.type);
+    g_.grid = plan_grid(a_.batch, a_.channels, a_.out,
+                        std::min({a_.channels, useful_channels, kMostShared / bytes_of_channel}), box);
+    g_.x.has_vectors &= !g_.x.along_channels || fits_vectors(g_.grid, true, vec);
+    g_.dz.has_vectors &= !g_.dz.along_channels || fits_vectors(g_.grid, true, vec);
+    g_.splits = splits_of(static_cast<int64_t>(g_.grid.channel_boxes) * g_.tap_blocks, g_.grid.boxes_of_channels());
+    return true;
+  }
+
+  bool plan_banded() {
+    const Extent kernel = a_.geometry.kernel, box{even_part(a_.out.h, 32), even_part(a_.out.w, 32)};
+    const BandPlan plan(box, kernel);
+    g_.column_blocks = plan.column_blocks, g_.row_steps = plan.row_steps;
+    g_.parts = plan.depth_steps;
+    const int64_t row_units = divide_up(kernel.h, kGradientRows);
+    g_.rows_of_unit = to_int(divide_up(kernel.h, row_units));
+    const int64_t units = row_units * g_.parts;
+    g_.tap_blocks = to_int(divide_up(units, kBandedGradientWarps));
+    g_.units_of_block = to_int(divide_up(units, g_.tap_blocks));
+    g_.x_pitch = plan.input_pitch(), g_.dz_pitch = plan.output_pitch();
+    g_.x_slot = to_int((plan.rows + row_units * g_.rows_of_unit - 1) * g_.x_pitch);
+    // Rows of dz are read in pairs.
+    g_.dz_slot = to_int((plan.rows + 1) * g_.dz_pitch);
+    return plan_boxes(Path::kBanded, kBandedGradientWarps / g_.units_of_block, box, 2);
   }
 
   bool plan_sliding() {
@@ -246,16 +303,11 @@ class TapGradientCall {
     const int64_t rows = static_cast<int64_t>(g_.parts) * g_.part_rows;
     g_.x_slot = to_int((rows + round_up(kernel.h, kTapRows) - 1) * g_.x_pitch);
     g_.dz_slot = to_int(rows * g_.dz_pitch);
-    const int64_t bytes = (static_cast<int64_t>(g_.x_slot) + g_.dz_slot) * 4;
-    if (bytes > kMostShared) return false;
-    g_.grid = plan_grid(a_.batch, a_.channels, a_.out, std::min({a_.channels, useful, kMostShared / bytes}), box);
-    g_.x.has_vectors &= !g_.x.along_channels || fits_vectors(g_.grid, true, vec);
-    g_.dz.has_vectors &= fits_vectors(g_.grid, g_.dz.along_channels, vec);
-    g_.splits = splits_of(static_cast<int64_t>(g_.grid.channel_boxes) * g_.tap_blocks, g_.grid.boxes_of_channels());
-    return true;
+    return plan_boxes(Path::kSliding, useful, box, 4);
   }
 
   void plan_direct() {
+    path_ = Path::kDirect;
     g_.grid = plan_grid(a_.batch, a_.channels, a_.out, 1, a_.out);
     g_.parts = 1;
     const int64_t warps = channel_tasks() * (static_cast<int64_t>(g_.kernel_h) * g_.kernel_w + 1);
@@ -267,7 +319,7 @@ class TapGradientCall {
   const WeightGradientArguments& a_;
   Workspace workspace_;
   TapGradient g_{};
-  bool is_direct_ = false;
+  Path path_{};
   int64_t terms_ = 0, taps_ = 0;
 };
 

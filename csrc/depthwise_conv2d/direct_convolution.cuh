@@ -20,10 +20,11 @@ __device__ __forceinline__ int input_of(int at, int k, int stride, int dilation,
 
 // A block computes a box of outputs, each thread one at a time; neighbours lie next to each other in memory.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kDirectThreads) direct_convolution_kernel(const __grid_constant__ Convolution c) {
+__global__ void __launch_bounds__(kDirectThreads, 4) direct_convolution_kernel(const __grid_constant__ Convolution c) {
   const int64_t place = blockIdx.x / c.grid.channel_boxes;
   const Box box = c.grid.box(static_cast<int>(blockIdx.x % c.grid.channel_boxes), place);
   const SharedTile<float> outputs{dynamic_shared<float>(), c.slot / 4, c.out_pitch};
+  const ChannelEpilogue* epilogues = load_epilogues<kDirectThreads, scalar_t>(c, box);
   const int taps = c.kernel_h * c.kernel_w;
   for_places<kDirectThreads, 1>(
       c.y.along_channels, box.channels, box.rows, box.columns, [&](int channel, int row, int column) {
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kDirectThreads) direct_convolution_kernel(cons
         }
         *outputs.pixel(channel, row, column) = sum;
       });
-  finish_box<kDirectThreads, scalar_t>(c, box, place, outputs);
+  finish_box<kDirectThreads, scalar_t>(c, box, place, outputs, epilogues);
 }
 
 }  // namespace mixer_kernels

@@ -157,6 +157,16 @@ __device__ __forceinline__ void load_box(const Map& map, const Box& box, const S
           const int before = map.along_channels ? 0 : first_column - begin - column;
           const int end = map.along_channels ? box.channels - channel : end_column - begin - column;
           stored_t* target = to.pixel(channel, first_row + row - box.row, begin + column - box.column);
+          if constexpr (sizeof(stored_t) == 2) {
+            // Two elements at a time where that is possible.
+            if (!map.along_channels && before <= 0 && end >= kVec && reinterpret_cast<uintptr_t>(target) % 4 == 0) {
+#pragma unroll
+              for (int i = 0; i < kVec; i += 2) {
+                Vector<stored_t, 2>{static_cast<uint32_t>(bits.bits >> (16 * i))}.store(target + i);
+              }
+              return;
+            }
+          }
 #pragma unroll
           for (int i = 0; i < kVec; ++i) {
             if (i >= before && i < end) {

@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(kSlidingThreads, 2)
        box.columns + c.kernel_w - 1},
       inputs);
   load_weights<kSlidingThreads, scalar_t>(c, box, weights);
+  const ChannelEpilogue* epilogues = load_epilogues<kSlidingThreads, scalar_t>(c, box);
   __syncthreads();
 
   const int width = kWidth > 0 ? kWidth : c.kernel_w;
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kSlidingThreads, 2)
 #pragma unroll
     for (int o = 0; o < kSlidingRows; ++o) store_floats(outputs.pixel(channel, row + o, column), sums[o]);
   }
-  finish_box<kSlidingThreads, scalar_t>(c, box, place, outputs);
+  finish_box<kSlidingThreads, scalar_t>(c, box, place, outputs, epilogues);
 }
 
 }  // namespace mixer_kernels

@@ -21,9 +21,13 @@ struct TapGradient {
   int splits;
   float *dweight, *dbias;  // terms: [split, part][channel][tap], [split, part][channel]
   // Of a block with stride and dilation 1.
-  int tap_blocks;                          // of kTapThreads units each
-  int parts, part_rows;                    // of a box, one thread's each
+  int tap_blocks;                          // that share the kernel among them
+  int parts;                               // terms of a split
   int x_slot, x_pitch, dz_slot, dz_pitch;  // in elements
+  // On the floating-point units: rows of a box, a thread's each, of which there are `parts`.
+  int part_rows;
+  // On the tensor cores: units of a block and channel, rows of the kernel in each, and how runs of outputs lie.
+  int units_of_block, rows_of_unit, column_blocks, row_steps;
 
   __host__ __device__ int tap_rows() const { return (kernel_h + kTapRows - 1) / kTapRows; }
   __host__ __device__ int tap_columns() const { return (kernel_w + kTapColumns - 1) / kTapColumns; }
@@ -33,6 +37,25 @@ struct TapGradient {
     return all < kTapThreads ? all : kTapThreads;
   }
 };
+
+// Brings a box of dz and the inputs that it meets into shared memory, with zeros around, once the last has been read.
+template <int kThreads, typename scalar_t, typename stored_t>
+__device__ __forceinline__ void load_boxes(const TapGradient& g, const Box& box, const SharedTile<stored_t>& x,
+                                           const SharedTile<stored_t>& dz) {
+  __syncthreads();
+  fill_zeros<kThreads>(x.data, g.grid.box_channels * (x.slot + dz.slot) * static_cast<int>(sizeof(stored_t)));
+  __syncthreads();
+  const Box inputs{box.image,
+                   box.channel,
+                   box.channels,
+                   box.row - g.offset_h,
+                   box.rows + g.kernel_h - 1,
+                   box.column - g.offset_w,
+                   box.columns + g.kernel_w - 1};
+  load_box<kThreads, scalar_t>(g.x, inputs, x);
+  load_box<kThreads, scalar_t>(g.dz, box, dz);
+  __syncthreads();
+}
 
 // A block walks over its share of the boxes of some channels. A thread keeps 3 x 4 taps of one channel and walks over
 // the box, or over a part of its rows: each element of dz meets 12 of x, which are in registers.
@@ -59,16 +82,7 @@ __global__ void __launch_bounds__(kTapThreads, 2) sliding_gradient_kernel(const 
   const int64_t boxes = g.grid.boxes_of_channels();
   for (int64_t place = boxes * split / g.splits; place < boxes * (split + 1) / g.splits; ++place) {
     const Box box = g.grid.box(channel_box, place);
-    // The last box has been read.
-    __syncthreads();
-    fill_zeros<kTapThreads>(shared, g.grid.box_channels * (g.x_slot + g.dz_slot) * 4);
-    __syncthreads();
-    load_box<kTapThreads, scalar_t>(g.x,
-                                    {box.image, box.channel, box.channels, box.row - g.offset_h,
-                                     box.rows + g.kernel_h - 1, box.column - g.offset_w, box.columns + g.kernel_w - 1},
-                                    x);
-    load_box<kTapThreads, scalar_t>(g.dz, box, dz);
-    __syncthreads();
+    load_boxes<kTapThreads, scalar_t>(g, box, x, dz);
     if (!is_used) continue;
 
     // Sums of a box first: long sums lose digits.
