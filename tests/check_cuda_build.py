@@ -66,7 +66,7 @@ LIMITS = {
     "epilogue_forward_kernel": Limit(40, ("LDG.E.128", "STG.E.128")),
     "epilogue_backward_kernel": Limit(64, ("LDG.E.128", "STG.E.128")),
     "sum_planes_kernel": Limit(64, ("LDG.E.128",)),
-    "sum_pixels_kernel": Limit(64, ("LDG.E.128",)),
+    "sum_pixels_kernel": Limit(80, ("LDG.E.128",)),  # 3 blocks
     "combine_moments_kernel": Limit(64),
     # Every thread that a multiprocessor takes, or nearly.
     "fold_kernel": Limit(40),

@@ -170,6 +170,8 @@ def all_problems() -> list[Problem]:
         Problem((2, 16, 6, 5), (5, 5), Layout(True, gap=16, offset=8), residual_layout=NCHW),
         Problem((2, 16, 6, 5), (5, 5), Layout(True, gap=3), residual_layout=Layout(True, offset=1)),
         Problem((2, 16, 6, 5), (3, 3), Layout(True, step=2)),
+        Problem((2, 16, 8, 8), (5, 5), NCHW, y_layout=Layout(offset=1)),
+        Problem((2, 16, 8, 8), (3, 3), CHANNELS_LAST, y_layout=Layout(True, offset=3)),
         Problem((2, 16, 8, 8), (5, 5), NCHW, y_layout=CHANNELS_LAST),
         Problem((2, 16, 8, 8), (3, 3), CHANNELS_LAST, y_layout=NCHW),
         Problem((2, 16, 8, 8), (3, 3), NCHW, stride=(2, 2), padding=(1, 1, 1, 1), y_layout=CHANNELS_LAST),

@@ -117,6 +117,7 @@ template <typename scalar_t>
 struct EpilogueSums {
   MapMatrix matrix;
   const scalar_t *dy, *z;
+  bool is_aligned;  // for vectors; which elements a thread adds up, in which order, must not depend on it
   Activation activation;
   ChannelParameter center;
   int64_t splits;               // of the rows in channels_last, else of a row's columns
@@ -129,8 +130,16 @@ __device__ __forceinline__ void add_gradients(const EpilogueSums<scalar_t>& e, i
                                               float (&dy_sums)[kVec], float (&act_sums)[kVec]) {
   constexpr bool kExact = std::is_same_v<scalar_t, float>;
   float values[kVec], gradients[kVec];
-  load_floats(values, e.z + at);
-  load_floats(gradients, e.dy + at);
+  if (e.is_aligned) {
+    load_floats(values, e.z + at);
+    load_floats(gradients, e.dy + at);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      values[i] = to_acc(e.z[at + i]);
+      gradients[i] = to_acc(e.dy[at + i]);
+    }
+  }
   dispatch_activation(e.activation, [&](auto activation) {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) values[i] = activate<decltype(activation)::value, kExact>(values[i]).value;

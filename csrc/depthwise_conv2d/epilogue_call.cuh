@@ -1,6 +1,7 @@
 // Launches of what follows a convolution.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 
@@ -15,18 +16,22 @@ inline MapMatrix matrix_of(const EpilogueArguments& a) {
   return {a.batch * a.channels * a.pixels / columns, columns, static_cast<int>(a.channels), a.channels_last};
 }
 
-// Calls f with the element type and the length of vectors that rows and the given pointers allow.
 template <int kVec_>
 struct VectorLength {
   static constexpr int kVec = kVec_;
 };
+
+inline bool are_aligned(std::initializer_list<const void*> pointers) {
+  return std::all_of(pointers.begin(), pointers.end(),
+                     [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; });
+}
+
+// Calls f with the element type and the length of vectors that make up a row, if there shall be any.
 template <typename F>
-void dispatch_vectors(const EpilogueArguments& a, std::initializer_list<const void*> pointers, F&& f) {
+void dispatch_vectors(const EpilogueArguments& a, bool wants_vectors, F&& f) {
   dispatch_map_type(a.type, [&](auto element) {
     constexpr int kVec = 16 / sizeof(element);
-    bool has_vectors = matrix_of(a).columns % kVec == 0;
-    for (const void* pointer : pointers) has_vectors = has_vectors && reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-    if (has_vectors) {
+    if (wants_vectors && matrix_of(a).columns % kVec == 0) {
       f(element, VectorLength<kVec>{});
     } else {
       f(element, VectorLength<1>{});
@@ -37,7 +42,7 @@ void dispatch_vectors(const EpilogueArguments& a, std::initializer_list<const vo
 template <typename Launch>
 void run_epilogue_forward(const EpilogueArguments& a, const ChannelParameter& scale, const ChannelParameter& shift,
                           const void* residual, void* y, const Launch& launch) {
-  dispatch_vectors(a, {a.z, residual, y}, [&](auto element, auto length) {
+  dispatch_vectors(a, are_aligned({a.z, residual, y}), [&](auto element, auto length) {
     using scalar_t = decltype(element);
     constexpr int kVec = decltype(length)::kVec;
     const MapMatrix matrix = matrix_of(a);
@@ -52,7 +57,7 @@ void run_epilogue_forward(const EpilogueArguments& a, const ChannelParameter& sc
 template <typename Launch>
 void run_epilogue_backward(const EpilogueArguments& a, const void* dy, const ChannelParameter& c0,
                            const ChannelParameter& c1, const ChannelParameter& c2, void* dz, const Launch& launch) {
-  dispatch_vectors(a, {a.z, dy, dz}, [&](auto element, auto length) {
+  dispatch_vectors(a, are_aligned({a.z, dy, dz}), [&](auto element, auto length) {
     using scalar_t = decltype(element);
     constexpr int kVec = decltype(length)::kVec;
     const MapMatrix matrix = matrix_of(a);
@@ -81,12 +86,13 @@ class EpilogueSumsCall {
   template <typename Launch>
   void run(const void* dy, const ChannelParameter& center, float* sum_dy, float* sum_dy_act,
            const Launch& launch) const {
-    dispatch_vectors(a_, {a_.z, dy}, [&](auto element, auto length) {
+    dispatch_vectors(a_, true, [&](auto element, auto length) {
       using scalar_t = decltype(element);
       constexpr int kVec = decltype(length)::kVec;
       const EpilogueSums<scalar_t> e{matrix_of(a_),
                                      static_cast<const scalar_t*>(dy),
                                      static_cast<const scalar_t*>(a_.z),
+                                     are_aligned({a_.z, dy}),
                                      a_.activation,
                                      center,
                                      splits_,

@@ -3,10 +3,10 @@
 // Each line of PROBLEMS: element type, sizes B C H W and H' W' of the output, kernel, stride, dilation, padding above
 // and to the left, activation, whether bias, scale, shift, residual exist, whether scale and shift are float32, strides
 // of x and its offset, strides of y and its offset, strides of the residual and its offset, multiprocessors, seed.
-// INPUT holds the elements of x, weight, bias, scale, shift, residual (of y's shape), dz (of y's shape) and mean of all
-// problems in row-major order. OUTPUT holds those of y; z, mean and var of the activated values; dx + x, dweight, dbias
-// (dz with y's strides); then, with z as a dense map in y's direction, the epilogue's y; the sums of dz and of
-// dz * (act(z) - shift); and (scale * dz + shift * act(z) + bias) * act'(z).
+// INPUT holds the elements of x, weight, bias, scale, shift, residual and dz (of y's shape) of all problems in
+// row-major order. OUTPUT holds those of y; z, mean and var of the activated values; dx + x, dweight, dbias (dz with
+// y's strides); then, with dense maps in y's direction and at its offset, the epilogue's y; the sums of dz and of dz *
+// (act(z) - shift); and (scale * dz + shift * act(z) + bias) * act'(z).
 #include <sstream>
 #include <string>
 #include <vector>
@@ -183,7 +183,8 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
 
   // The epilogue of dense maps.
   const bool channels_last = y_layout.strides[1] == 1;
-  const Layout map = dense(y_layout, a.out, channels_last);
+  Layout map = dense(y_layout, a.out, channels_last);
+  map.offset = y_layout.offset;
   std::stringstream elements;
   dz.write(elements, problem);
   residual.write(elements, problem);
