@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "affine_token_linear/affine_token_linear.h"
+#include "common/channel_parameter.cuh"
 #include "common/vector.cuh"
 #include "common/warp.cuh"
 
@@ -33,13 +34,6 @@ struct FoldArguments {
   scalar_t* copy;  // of the weight, with zeros behind each row up to the pitch; null if not wanted
   int pitch;
 };
-
-template <typename scalar_t>
-__device__ __forceinline__ float channel_value(const ChannelParameter& parameter, int channel, float absent) {
-  if (parameter.data == nullptr) return absent;
-  if (parameter.is_float) return static_cast<const float*>(parameter.data)[channel];
-  return to_acc(static_cast<const scalar_t*>(parameter.data)[channel]);
-}
 
 // The power of two above a value; 1 where there is none that is normal together with its inverse.
 __device__ __forceinline__ float power_of_two_above(float value) {

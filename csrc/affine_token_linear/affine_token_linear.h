@@ -4,18 +4,13 @@
 
 #include <cstdint>
 
+#include "common/channel_parameter.h"
 #include "common/element_type.h"
 #include "common/token_view.h"
 
 typedef struct CUstream_st* cudaStream_t;  // as CUDA declares it
 
 namespace mixer_kernels {
-
-// A parameter of the channels, (C) and contiguous, in float32 or in the type of x; absent if null.
-struct ChannelParameter {
-  const void* data;
-  bool is_float;
-};
 
 // y = x + layer_scale * (weight (alpha * x + beta) + bias). Every size is at least 1.
 struct AffineTokenLinearArguments {

@@ -3,28 +3,17 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 
-#include "common/arguments.h"
+#include "common/cuda_binding.h"
 #include "common/token_view.h"
 
 namespace mixer_kernels {
 
 inline TokenView view_of(const at::Tensor& t) { return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
-
-inline at::Tensor contiguous(const OptionalTensor& t) { return t ? t->contiguous() : at::Tensor(); }
-
-inline const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-
-// Where a gradient goes; null for an absent parameter's.
-inline void* target_of(const at::Tensor& gradient) {
-  return gradient.numel() > 0 ? gradient.mutable_data_ptr() : nullptr;
-}
 
 // `rows` is the larger of the numbers of tokens and of hidden units.
 inline void check_token_kernels(const char* op, const at::Tensor& x, int64_t rows) {
@@ -38,15 +27,5 @@ inline void check_token_kernels(const char* op, const at::Tensor& x, int64_t row
 }
 
 inline bool allows_tf32() { return at::globalContext().allowTF32CuBLAS(); }
-
-inline int multiprocessors_of(const at::Tensor& x) {
-  int count = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, x.device().index()));
-  return count;
-}
-
-inline at::Tensor empty_workspace(const at::Tensor& x, int64_t bytes) {
-  return at::empty({bytes}, x.options().dtype(at::kByte));
-}
 
 }  // namespace mixer_kernels

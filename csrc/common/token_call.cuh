@@ -8,14 +8,13 @@
 
 #include "common/element_type.h"
 #include "common/pack.cuh"
+#include "common/plan.h"
 #include "common/sum_terms.cuh"
 #include "common/token_linear.cuh"
 #include "common/token_view.h"
 #include "common/weight_gradient.cuh"
 
 namespace mixer_kernels {
-
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls f with the tile that pads the rows least, among equals with the first.
 template <class... Tiles, typename F>
@@ -47,24 +46,6 @@ void with_tile(int64_t rows, F&& f) {
                        TensorTile<scalar_t, 64, 1, 2, kOrder>>(rows, f);
   }
 }
-
-// Deals out device memory; without any, it only counts.
-class Workspace {
- public:
-  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    char* begin = base_ == nullptr ? nullptr : base_ + bytes_;
-    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
-    return reinterpret_cast<T*>(begin);
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* base_;
-  int64_t bytes_ = 0;
-};
 
 // launch(kernel, blocks, threads, shared bytes, arguments...).
 template <typename scalar_t, bool kTensorCores, typename Launch>

@@ -10,18 +10,9 @@
 
 #include "common/arguments.h"
 #include "common/output.h"
+#include "depthwise_conv2d/geometry.h"
 
 namespace mixer_kernels {
-
-// Along the rows of a map and along its columns.
-struct Extent {
-  int64_t h, w;
-};
-
-// How a kernel moves over a map; of the padding only what lies above and to the left places an output.
-struct Geometry {
-  Extent kernel, stride, dilation, padding;
-};
 
 inline Geometry check_geometry(c10::IntArrayRef kernel, c10::IntArrayRef stride, c10::IntArrayRef padding,
                                c10::IntArrayRef dilation) {

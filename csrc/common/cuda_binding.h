@@ -1,0 +1,33 @@
+// What the bindings of CUDA launchers share.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+
+#include <cstdint>
+
+#include "common/arguments.h"
+
+namespace mixer_kernels {
+
+inline at::Tensor contiguous(const OptionalTensor& t) { return t ? t->contiguous() : at::Tensor(); }
+
+inline const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+// Where a gradient goes; null for an absent parameter's.
+inline void* target_of(const at::Tensor& gradient) {
+  return gradient.numel() > 0 ? gradient.mutable_data_ptr() : nullptr;
+}
+
+inline int multiprocessors_of(const at::Tensor& x) {
+  int count = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, x.device().index()));
+  return count;
+}
+
+inline at::Tensor empty_workspace(const at::Tensor& x, int64_t bytes) {
+  return at::empty({bytes}, x.options().dtype(at::kByte));
+}
+
+}  // namespace mixer_kernels
