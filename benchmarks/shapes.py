@@ -72,13 +72,8 @@ _MIXING = {"quick_passes": (FWD,), "full_passes": (FWD, FWD_BWD)}
 _MIXING_TRAINED = {"quick_passes": (FWD, FWD_BWD), "full_passes": (FWD, FWD_BWD)}
 # float16 is left out on a CPU: PyTorch's own kernels may not return.
 _CONVOLUTION = {"quick_passes": (FWD,), "full_passes": (FWD, FWD_BWD), "full_dtypes": (FP32, BF16)}
-_LARGE_KERNEL = {"quick_passes": (FWD,), "full_passes": (FWD,), "quick_dtypes": (FP32,), "full_dtypes": (FP32, BF16)}
-_TRAINED = {
-    "quick_passes": (FWD, FWD_BWD),
-    "full_passes": (FWD, FWD_BWD),
-    "quick_dtypes": (FP32,),
-    "full_dtypes": (FP32, BF16),
-}
+_LARGE_KERNEL = {"quick_passes": (FWD,), "full_passes": (FWD,), "full_dtypes": (FP32, BF16)}
+_TRAINED = {"quick_passes": (FWD, FWD_BWD), "full_passes": (FWD, FWD_BWD), "full_dtypes": (FP32, BF16)}
 
 OP_SHAPES = (
     OpShape("spatial_shift", (8, 32, 32, 192), "S2-MLPv2 Small, stage 1", quick_on=(CPU,)),
@@ -108,7 +103,7 @@ OP_SHAPES = (
     OpShape("split_attention", (256, 16, 16, 1152, 96), "S2-MLPv2 Small, stage 2", (CUDA,), (CUDA,), **_MIXING_TRAINED),
     OpShape("depthwise_conv2d", (4, 768, 32, 32, 9), "ConvMixer, K=9", (CPU,), (CPU,), **_CONVOLUTION),
     OpShape("depthwise_conv2d", (4, 768, 32, 32, 31), "ConvMixer's map, K=31", (CPU,), (CPU,), **_LARGE_KERNEL),
-    OpShape("depthwise_conv2d", (4, 768, 32, 32, 7), "ConvMixer-768/32", (), (CPU,), **_CONVOLUTION),
+    OpShape("depthwise_conv2d", (4, 768, 32, 32, 7), "ConvMixer-768/32", (CPU,), (CPU,), **_CONVOLUTION),
     OpShape("depthwise_conv2d", (1, 768, 32, 32, 9), "ConvMixer, K=9, one image", (), (CPU,), **_CONVOLUTION),
     OpShape("depthwise_conv2d_batch_norm", (4, 768, 32, 32, 9), "ConvMixer, K=9", (CPU,), (CPU,), **_TRAINED),
     OpShape(

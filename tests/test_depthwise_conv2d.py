@@ -368,6 +368,30 @@ def test_scale_and_shift_kept_in_float32(device, backend, dtype):
         assert [value.dtype for value in gradients] == [value.dtype for value in inputs]
 
 
+def test_a_small_kernel_in_channels_last_is_left_to_pytorch(monkeypatch):
+    pytest.importorskip("mixer_kernels._C")
+    calls = []
+    forward = IMPLEMENTATIONS["native"].forward
+    monkeypatch.setattr(IMPLEMENTATIONS["native"], "forward", lambda *args: calls.append(1) or forward(*args))
+    x, weight, bias, scale, _ = draw((2, 16, 8, 9), (7, 7), torch.float32)
+    arranged = LAYOUTS["channels_last"](x)
+    assert torch.equal(op(None)(arranged, weight, bias), op("reference")(arranged, weight, bias))
+    assert calls == []
+    others = (
+        lambda: op(None)(x, weight, bias),
+        lambda: op(None)(arranged.bfloat16(), weight.bfloat16()),
+        lambda: op(None)(arranged, weight.repeat(1, 1, 1, 2)),
+        lambda: op(None)(arranged, weight, bias, scale),
+        lambda: op(None)(arranged, weight, bias.clone().requires_grad_()),
+        lambda: op(None, activation="gelu")(arranged, weight),
+        lambda: op(None, stride=2, padding=3)(arranged, weight),
+        lambda: op("native")(arranged, weight),
+    )
+    for number, call in enumerate(others, start=1):
+        call()
+        assert len(calls) == number
+
+
 def test_autocast(device, backend):
     inputs = with_residual(draw((2, 16, 9, 14), (5, 5), torch.float32, device))
     with torch.autocast(device, dtype=torch.bfloat16):
