@@ -27,8 +27,9 @@ def groups(device: torch.device, preset: str) -> Iterator[Group]:
             is_quick = preset == shapes.QUICK
             # PyTorch's own K=31 in NCHW takes seconds a call on a CPU.
             slow = device.type == shapes.CPU and shape[-1] > 9 and is_quick
-            layouts = ("channels_last",) if slow else tuple(LAYOUTS)
-            yield make_group(subject, shape, dtype, which, device, layouts, layouts[-1:] if is_quick else layouts)
+            eager_layouts = ("channels_last",) if slow else tuple(LAYOUTS)
+            compiled_layouts = ("channels_last",) if is_quick else tuple(LAYOUTS)
+            yield make_group(subject, shape, dtype, which, device, eager_layouts, compiled_layouts)
 
 
 def make_group(
@@ -37,10 +38,10 @@ def make_group(
     dtype: torch.dtype,
     which: str,
     device: torch.device,
-    layouts: tuple[str, ...] = tuple(LAYOUTS),
+    eager_layouts: tuple[str, ...] = tuple(LAYOUTS),
     compiled_layouts: tuple[str, ...] = tuple(LAYOUTS),
 ) -> Group:
-    """Return the contenders of one shape (B, C, H, W, K), dtype and pass, in each of the layouts.
+    """Return the contenders of one shape (B, C, H, W, K), dtype and pass; ours in each of the layouts.
 
     A forward of a half is that of evaluation, where BatchNorm is a scale and a shift; with its backward it is that of
     training.
@@ -61,24 +62,22 @@ def make_group(
 
     modes = compiled.modes(device, which).items()
     contenders = []
-    for layout in layouts:
+    for layout in LAYOUTS:
         contenders += [
-            *(
-                Contender(f"{name}, {layout}", OURS, _prepare(_ours(subject, training, name), layout, training))
-                for name in kernels(op, device)
-            ),
+            Contender(f"{name}, {layout}", OURS, _prepare(_ours(subject, training, name), layout, training))
+            for name in kernels(op, device)
+        ]
+        if layout in eager_layouts:
             # The gate holds everybody to the error of the contender of this name.
-            Contender(
-                "eager" if layout == layouts[0] else f"eager, {layout}", PYTORCH, _prepare(plain, layout, training)
-            ),
-            *(
+            name = "eager" if layout == eager_layouts[0] else f"eager, {layout}"
+            contenders.append(Contender(name, PYTORCH, _prepare(plain, layout, training)))
+        if layout in compiled_layouts:
+            contenders += [
                 Contender(
                     f"{name}, {layout}", PYTORCH, _prepare(compiled.compile_function(plain, mode), layout, training)
                 )
                 for name, mode in modes
-                if layout in compiled_layouts
-            ),
-        ]
+            ]
     maps = batch * channels * height * width
     parameters = channels * (taps * taps + (3 if subject == HALF else 1))
     return Group(
