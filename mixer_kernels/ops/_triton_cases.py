@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,12 @@ Call = tuple[str, str, Callable[[Launch], None]]
 Case = tuple[str, Any, dict[str, Any], set[str]]
 
 
-def compile_cases(calls: Iterable[Call]) -> Iterator[Case]:
-    """Yield what the calls launch, once for each way to compile it."""
+def compile_cases(calls: Iterable[Call], sizes: Sequence[str] = SIZES) -> Iterator[Case]:
+    """Yield what the calls launch, once for each way to compile it; ``sizes`` are arguments that change nothing."""
     seen = set()
     for name, precision, call in calls:
         for kernel, arguments in _launches(call, precision):
-            relevant = [value for key, value in arguments.items() if key not in SIZES]
+            relevant = [value for key, value in arguments.items() if key not in sizes]
             key = kernel, str([_specialisation(value) for value in relevant])
             if key in seen:
                 continue

@@ -47,7 +47,10 @@ class Sums:
         """Return the gradient of the parameter, which will be the sum of ``partial`` over its first dimension."""
         if parameter is None:
             return self.absent.clone()
-        total = parameter.new_empty(parameter.shape)
+        return self.into(parameter.new_empty(parameter.shape), partial)
+
+    def into(self, total: torch.Tensor, partial: torch.Tensor) -> torch.Tensor:
+        """Return ``total``, which will be the sum of ``partial`` over its first dimension."""
         self.partials.append(partial)
         self.totals.append(total)
         return total

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch._prims_common import suggest_memory_format
 
 from mixer_kernels.ops import _native
-from mixer_kernels.ops._dtypes import accumulation_dtype
-from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional
+from mixer_kernels.ops.depthwise_conv2d import _fake
+from mixer_kernels.ops.depthwise_conv2d._arguments import Optional
 
 # Of taps along either dimension of a kernel.
 MAX_TAPS = 63
@@ -106,80 +105,11 @@ def epilogue_backward(
     return torch.ops.mixer_kernels.depthwise_epilogue_bwd(dy, z, c0, c1, c2, activation)
 
 
-def _convolved(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    return _like(x, (*x.shape[:2], *geometry.output_size(x, weight)))
-
-
-def _like(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Return an empty tensor of this shape in the memory format of ``x``."""
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=suggest_memory_format(x))
-
-
-def _sums(x: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(x.shape[1], dtype=accumulation_dtype(x))
-
-
 if _native.extension is not None:
-
-    @torch.library.register_fake("mixer_kernels::depthwise_conv2d_fwd")
-    def _(
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: Optional,
-        scale: Optional,
-        shift: Optional,
-        residual: Optional,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        activation: int,
-    ) -> torch.Tensor:
-        return _convolved(x, weight, Geometry(stride, padding, dilation))
-
-    @torch.library.register_fake("mixer_kernels::depthwise_conv2d_bwd_input")
-    def _(
-        dz: torch.Tensor,
-        weight: torch.Tensor,
-        residual: Optional,
-        height: int,
-        width: int,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-    ) -> torch.Tensor:
-        return _like(dz, (dz.shape[0], dz.shape[1], height, width))
-
-    @torch.library.register_fake("mixer_kernels::depthwise_conv2d_bwd_weight")
-    def _(
-        dz: torch.Tensor,
-        x: torch.Tensor,
-        kernel_size: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return x.new_empty((x.shape[1], 1, *kernel_size)), x.new_empty(x.shape[1])
-
-    @torch.library.register_fake("mixer_kernels::depthwise_conv2d_statistics")
-    def _(
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: Optional,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        activation: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return _convolved(x, weight, Geometry(stride, padding, dilation)), _sums(x), _sums(x)
-
-    @torch.library.register_fake("mixer_kernels::depthwise_epilogue_fwd")
-    def _(z: torch.Tensor, scale: Optional, shift: Optional, residual: Optional, activation: int) -> torch.Tensor:
-        return _like(z, z.shape)
-
-    @torch.library.register_fake("mixer_kernels::depthwise_epilogue_sums")
-    def _(dy: torch.Tensor, z: torch.Tensor, center: Optional, activation: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return _sums(z), _sums(z)
-
-    @torch.library.register_fake("mixer_kernels::depthwise_epilogue_bwd")
-    def _(dy: torch.Tensor, z: torch.Tensor, c0: Optional, c1: Optional, c2: Optional, activation: int) -> torch.Tensor:
-        return _like(z, z.shape)
+    torch.library.register_fake("mixer_kernels::depthwise_conv2d_fwd", _fake.forward)
+    torch.library.register_fake("mixer_kernels::depthwise_conv2d_bwd_input", _fake.backward_input)
+    torch.library.register_fake("mixer_kernels::depthwise_conv2d_bwd_weight", _fake.backward_weight)
+    torch.library.register_fake("mixer_kernels::depthwise_conv2d_statistics", _fake.statistics)
+    torch.library.register_fake("mixer_kernels::depthwise_epilogue_fwd", _fake.epilogue_forward)
+    torch.library.register_fake("mixer_kernels::depthwise_epilogue_sums", _fake.epilogue_sums)
+    torch.library.register_fake("mixer_kernels::depthwise_epilogue_bwd", _fake.epilogue_backward)

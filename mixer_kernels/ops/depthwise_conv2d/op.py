@@ -9,13 +9,14 @@ import torch
 from mixer_kernels.ops import _backend, _checks
 from mixer_kernels.ops._activation import activation_code
 from mixer_kernels.ops._dtypes import accumulation_dtype
-from mixer_kernels.ops.depthwise_conv2d import native_impl, reference
+from mixer_kernels.ops.depthwise_conv2d import native_impl, reference, triton_impl
 from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional, Pair, check_convolution
 
-IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl}
+IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
-# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/quick.json.
-ORDER = {"cpu": (_backend.NATIVE,)}
+# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/quick.json; GPU: not measured
+# yet.
+ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 
 
 class DepthwiseConv2dFunction(torch.autograd.Function):
