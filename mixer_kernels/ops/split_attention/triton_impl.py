@@ -57,18 +57,20 @@ combine.register_fake(_fake.combine)
 backward_weights.register_fake(_fake.backward_weights)
 backward_features.register_fake(_fake.backward_features)
 
-# Shape of x and dtypes: a published size, and one whose groups vectors do not divide.
+# Shape of x, order of its dimensions in memory, and dtypes: a published size, channels that vectors do not divide, and
+# channels that do not lie side by side.
 COMPILED = (
-    ((64, 32, 32, 3 * 192), (torch.bfloat16, torch.float16, torch.float32)),
-    ((3, 7, 5, 3 * 30), (torch.bfloat16, torch.float16, torch.float32)),
+    ((64, 32, 32, 3 * 192), (0, 1, 2, 3), (torch.bfloat16, torch.float16, torch.float32)),
+    ((3, 7, 5, 3 * 30), (0, 1, 2, 3), (torch.bfloat16, torch.float16, torch.float32)),
+    ((64, 32, 32, 3 * 192), (0, 3, 1, 2), (torch.bfloat16,)),
 )
 
 
 def compile_cases() -> Iterator[Case]:
     """Yield every configuration that a launch can choose, for compilation on a machine without a GPU."""
     calls = (
-        (f"{dtype}, x {shape}", "ieee", partial(_launch_all, shape, dtype))
-        for shape, dtypes in COMPILED
+        (f"{dtype}, x {shape} as {order}", "ieee", partial(_launch_all, shape, order, dtype))
+        for shape, order, dtypes in COMPILED
         for dtype in dtypes
     )
     for name, kernel, arguments, _ in _triton_cases.compile_cases(calls, SIZES):
@@ -78,11 +80,11 @@ def compile_cases() -> Iterator[Case]:
         yield name, kernel, arguments, features | ({"128-bit store"} if stores else set())
 
 
-def _launch_all(shape: tuple[int, ...], dtype: torch.dtype, launch: Launch) -> None:
+def _launch_all(shape: tuple[int, ...], order: tuple[int, ...], dtype: torch.dtype, launch: Launch) -> None:
     """Launch what forward and backward do on such inputs."""
     batch, height, width, expanded = shape
-    x = torch.empty(shape, dtype=dtype, device="meta")
-    dy = x.new_empty((batch, height, width, expanded // 3))
+    x = torch.empty_permuted(shape, order, dtype=dtype, device="meta")
+    dy = torch.empty_permuted((batch, height, width, expanded // 3), order, dtype=dtype, device="meta")
     weights = x.new_empty((batch, 3, expanded // 3), dtype=torch.float32)
     _triton_launch.sums(launch, x)
     _triton_launch.combine(launch, x, weights)
