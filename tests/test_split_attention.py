@@ -31,7 +31,7 @@ SIZES = (
     (2, 9, 1, 33, 8),
     (1, 7, 5, 30, 30),
     (3, 5, 6, 97, 24),
-    (1, 3, 150, 10, 10),  # rows that are cut
+    (1, 3, 151, 10, 10),  # rows that are cut
     (2, 14, 14, 66, 16),
     (1, 16, 16, 384, 96),
     (1, 32, 32, 192, 192),
@@ -129,9 +129,13 @@ def test_float64_is_exact():
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_every_instruction_set_in_float64(isa):
+    test_float64_is_exact()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(dtype, isa):
-    for sizes in ((2, 7, 5, 30, 8), (1, 3, 150, 33, 10), (4, 32, 40, 128, 16), (1, 1, 4, 5, 5)):
+    for sizes in ((2, 7, 5, 30, 8), (1, 3, 151, 33, 10), (4, 32, 40, 128, 16), (1, 1, 4, 5, 5)):
         assert_accurate("native", lambda sizes=sizes: draw(sizes, dtype))
     assert_accurate("native", lambda: draw((2, 6, 7, 64, 8), dtype), MAP_LAYOUTS["channels_first"])
 

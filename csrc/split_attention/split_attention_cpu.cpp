@@ -3,7 +3,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <type_traits>
 

@@ -110,11 +110,16 @@ inline void for_sources(const FeatureShape& shape, const FeatureMap<const scalar
   });
 }
 
-// The channels of three branches. Asks for those of the next run: the groups lie a whole pixel apart, and hardware
-// prefetchers miss that.
+// The same channels of each branch.
+template <typename T>
+struct Branches {
+  Vector<T> s0, s1, s2;
+};
+
+// Asks for those of the next run, too: the groups lie a whole pixel apart, and hardware prefetchers miss that.
 template <typename scalar_t, typename Part>
-inline std::array<Vector<acc_type<scalar_t>>, kBranches> load_branches(const scalar_t* const (&sources)[kBranches],
-                                                                       int64_t offset, int64_t next, Part part) {
+inline Branches<acc_type<scalar_t>> load_branches(const scalar_t* const (&sources)[kBranches], int64_t offset,
+                                                  int64_t next, Part part) {
   for (const scalar_t* source : sources) __builtin_prefetch(source + offset + next);
   return {load_part(sources[0] + offset, part), load_part(sources[1] + offset, part),
           load_part(sources[2] + offset, part)};

@@ -12,7 +12,7 @@ from mixer_kernels.ops.split_attention import native_impl, reference, triton_imp
 
 IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
-# The automatic order of each device type; GPUs are not measured yet.
+# The automatic order of each device type. CPU: benchmarks/bench_split_attention.py; GPU: not measured yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 
 
@@ -61,7 +61,7 @@ def shifted_split_attention(
 ) -> torch.Tensor:
     """Shift two of three branches and fuse all three, with a weight for each branch and channel (S2-MLPv2).
 
-    With ``s = shift(x1, SHIFT_1), shift(x2, SHIFT_2), x3`` (arXiv 2108.01072, Section 3)::
+    With ``s = shift(x1, SHIFT_1), shift(x2, SHIFT_2), x3`` (arXiv 2108.01072)::
 
         a = sum over k and the pixels of s_k
         w = softmax over k of weight2 @ gelu(weight1 @ a)
