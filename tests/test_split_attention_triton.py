@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from accuracy import MAP_LAYOUTS, Arrange, Tensors, as_it_is, in_float64, with_gradients
+from citizenship import assert_compiles
 from test_split_attention import assert_accurate, by_the_definition, draw, kernel_op, op
 from triton_tests import DEVICE, DTYPES
 
@@ -213,6 +214,10 @@ def test_opcheck(layout, batch):
         "bwd_features": (dy, weights, da),
     }.items():
         torch.library.opcheck(kernel_op("triton", name), arguments)
+
+
+def test_compile_whole_graph():
+    assert_compiles(op("triton"), op("reference"), lambda batch: inputs_of((batch, 3, 2, 5, 4)), "aot_eager", True)
 
 
 def test_float64_has_a_reason():

@@ -171,12 +171,12 @@ def load_branches(
     """Return the three branches of an image, the first shifted by SHIFT_1 and the second by SHIFT_2."""
     inside = (p < pixels) & (v < vectors)
     group = group_of(v, vectors)
-    # The border keeps its own value.
     position1, _, back1 = axis(group < 2, group, p, height, width, stride_h, stride_w)
     position2, _, back2 = axis(group >= 2, group, p, height, width, stride_h, stride_w)
     own1 = offset_of(p, v, width, stride_h, stride_w, stride_c)
     own2 = offset_of(p, v + vectors, width, stride_h, stride_w, stride_c)
     own3 = offset_of(p, v + 2 * vectors, width, stride_h, stride_w, stride_c)
+    # The border keeps its own value.
     s1 = load(x_ptr, own1 + tl.where(position1 > 0, back1, 0), inside, VECTOR)
     s2 = load(x_ptr, own2 + tl.where(position2 > 0, back2, 0), inside, VECTOR)
     return s1, s2, load(x_ptr, own3, inside, VECTOR)
