@@ -36,12 +36,13 @@ TARGETS = {
 # Bytes of shared memory that one block may take.
 SHARED_LIMITS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
-_WIDE_PTX = (r"ld\.global\S*\.(v4\.b32|v2\.b64)", r"st\.global\S*\.(v4\.b32|v2\.b64)")
-_WIDE_AMD = (r"(global|buffer)_load_dwordx4", r"(global|buffer)_store_dwordx4")
+_LOADS_PTX, _STORES_PTX = (r"ld\.global\S*\.(v4\.b32|v2\.b64)",), (r"st\.global\S*\.(v4\.b32|v2\.b64)",)
+_LOADS_AMD, _STORES_AMD = (r"(global|buffer)_load_dwordx4",), (r"(global|buffer)_store_dwordx4",)
 
 # Feature -> target -> patterns that must all occur in the assembly.
 FEATURES = {
-    "128-bit": {"sm_80": _WIDE_PTX, "sm_90": _WIDE_PTX, "sm_100": _WIDE_PTX, "gfx942": _WIDE_AMD},
+    "128-bit load": {"sm_80": _LOADS_PTX, "sm_90": _LOADS_PTX, "sm_100": _LOADS_PTX, "gfx942": _LOADS_AMD},
+    "128-bit store": {"sm_80": _STORES_PTX, "sm_90": _STORES_PTX, "sm_100": _STORES_PTX, "gfx942": _STORES_AMD},
     "barrier": {
         "sm_80": (r"bar(rier)?\.sync",),
         "sm_90": (r"bar(rier)?\.sync",),

@@ -88,8 +88,7 @@ def weight_gradient(
     hidden = dy.size(1)
     programs = cdiv(hidden, constants["WIDE"]) * cdiv(tokens, constants["ROWS"])
     chunks = batch * cdiv(channels, constants["DEPTH"])
-    chunks_of_split = max(1, cdiv(chunks, max(1, SPLIT_PROGRAMS // programs)))
-    splits = cdiv(chunks, chunks_of_split)
+    chunks_of_split, splits = split(chunks, programs, SPLIT_PROGRAMS)
     partial = x.new_empty((splits, tokens, hidden) if transposed else (splits, hidden, tokens), dtype=torch.float32)
     arguments = {
         "dy_ptr": dy,
@@ -112,6 +111,15 @@ def weight_gradient(
     }
     launch(_triton_linear.weight_gradient_kernel, programs * splits, arguments)
     return partial
+
+
+def split(chunks: int, programs: int, most: int) -> tuple[int, int]:
+    """Return how many chunks each of several programs takes that share the work of one, and how many those are.
+
+    There are ``programs`` before they share; of all together there are about ``most``.
+    """
+    chunks_of_split = max(1, cdiv(chunks, max(1, most // max(1, programs))))
+    return chunks_of_split, cdiv(chunks, chunks_of_split)
 
 
 def channels_together(x: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops._triton_launch import Launch, Sums, cdiv
+from mixer_kernels.ops._triton_launch import Launch, Sums, cdiv, split
 from mixer_kernels.ops.depthwise_conv2d import _fake
 from mixer_kernels.ops.depthwise_conv2d import _triton_epilogue_kernels as kernels
 from mixer_kernels.ops.depthwise_conv2d import _triton_tiles as tiles
 from mixer_kernels.ops.depthwise_conv2d._arguments import Optional
-from mixer_kernels.ops.depthwise_conv2d._triton_launch import split, strides, tile_arguments
+from mixer_kernels.ops.depthwise_conv2d._triton_launch import strides, tile_arguments
 
 
 def epilogue_forward(
@@ -43,7 +43,7 @@ def epilogue_sums(
     batch, channels, rows, pixels = z.shape
     tile = tiles.tile("epilogue", z, pixels)
     programs, chunks = cdiv(channels, tile.channels), batch * rows * cdiv(pixels, tile.columns)
-    chunks_of_split, splits = split(chunks, programs)
+    chunks_of_split, splits = split(chunks, programs, tiles.SPLIT_PROGRAMS)
     partial_dy, partial_product = (z.new_empty((splits, channels), dtype=torch.float32) for _ in range(2))
     arguments = {
         "center_ptr": center,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from mixer_kernels.ops import _triton_linear
-from mixer_kernels.ops._triton_launch import Launch, Sums, cdiv
+from mixer_kernels.ops._triton_launch import Launch, Sums, cdiv, split
 from mixer_kernels.ops.depthwise_conv2d import _fake
 from mixer_kernels.ops.depthwise_conv2d import _triton_kernels as kernels
 from mixer_kernels.ops.depthwise_conv2d import _triton_tiles as tiles
@@ -89,7 +89,7 @@ def backward_weight(
     taps = tiles.taps(kernel_size[0])
     chunks = batch * cdiv(out_width, tile.columns)
     programs = kernel_size[1] * cdiv(kernel_size[0], taps) * cdiv(channels, tile.channels)
-    chunks_of_split, splits = split(chunks, programs)
+    chunks_of_split, splits = split(chunks, programs, tiles.SPLIT_PROGRAMS)
     partial_weight = x.new_empty((splits, *dweight.shape), dtype=torch.float32)
     partial_bias = x.new_empty((splits, channels), dtype=torch.float32)
     arguments = {
@@ -185,12 +185,6 @@ def _convolve(
 
 def _convolved(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     return _fake.like(x, (*x.shape[:2], *geometry.output_size(x, weight)))
-
-
-def split(chunks: int, programs: int) -> tuple[int, int]:
-    """Return how many chunks each of several programs takes that share the work of one, and how many those are."""
-    chunks_of_split = max(1, cdiv(chunks, max(1, tiles.SPLIT_PROGRAMS // programs)))
-    return chunks_of_split, cdiv(chunks, chunks_of_split)
 
 
 def _pair(name: str, pair: Sequence[int]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mixer_kernels.ops import _triton
+from mixer_kernels.ops._triton_vectors import vector_length, vector_strides
 
 try:
     import triton
@@ -29,8 +30,6 @@ class Tile(NamedTuple):
     block_v: int
     num_warps: int
 
-
-VECTOR_BYTES = 16
 
 # (bytes of an element, elements of a vector) -> tile. A thread holds 8 steps of one vector, that is 128 bytes on their
 # way from memory where alignment allows whole vectors.
@@ -122,7 +121,7 @@ def _arguments(
     axes = {(height, width) if code < 2 else (width, height) for code in codes}
     widest = max(high - low for low, high in pairwise(bounds))
     wide = batch * max(height, width) * widest >= MAX_LINES
-    vector = 1 if wide else _vector_length(x, y, bounds)
+    vector = 1 if wide else vector_length((x, y), bounds)
     tile = TILES[x.element_size(), vector]
     in_place = y is x
 
@@ -147,8 +146,8 @@ def _arguments(
         "group_rest": group_rest,
         "directions": sum(code << (2 * position) for position, code in enumerate(codes)),
         "segment": segment,
-        **_vector_strides("x", x, vector),
-        **_vector_strides("y", y, vector),
+        **vector_strides("x", x, vector),
+        **vector_strides("y", y, vector),
         "WIDE": wide,
         "ADJOINT": adjoint,
         "IN_PLACE": in_place,
@@ -156,28 +155,6 @@ def _arguments(
         "BLOCK_V": tile.block_v,
         "VECTOR": vector,
         "num_warps": tile.num_warps,
-    }
-
-
-def _vector_length(x: torch.Tensor, y: torch.Tensor, bounds: Sequence[int]) -> int:
-    """Return how many channels one access takes: 16 bytes of them if every group and pixel starts on 16 bytes, or 1."""
-    vector = VECTOR_BYTES // x.element_size()
-    aligned = all(bound % vector == 0 for bound in bounds)
-    for tensor in (x, y):
-        aligned &= tensor.data_ptr() % VECTOR_BYTES == 0 and tensor.stride(3) == 1
-        aligned &= all(tensor.size(dim) == 1 or tensor.stride(dim) % vector == 0 for dim in range(3))
-    return vector if aligned else 1
-
-
-def _vector_strides(name: str, tensor: torch.Tensor, vector: int) -> dict[str, int]:
-    """Return the tensor's strides counted in vectors, so that the compiler sees every address as a multiple of one."""
-    # A dimension of size 1 may have any stride, also one that is no multiple.
-    b, h, w, c = (0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return {
-        f"stride_{name}_b": b // vector,
-        f"stride_{name}_h": h // vector,
-        f"stride_{name}_w": w // vector,
-        f"stride_{name}_c": c if vector == 1 else 1,
     }
 
 
@@ -328,6 +305,6 @@ def compile_cases() -> Iterator[tuple[str, Any, dict[str, Any], set[str]]]:
             for y in (torch.empty_like(x), x):
                 _, arguments = _arguments(x, y, (0, 1, 2, 3), 0, adjoint)
                 name = f"{'bwd' if adjoint else 'fwd'}{'_' if y is x else ''}, {dtype} x {arguments['VECTOR']}"
-                features = {"128-bit"} if arguments["VECTOR"] > 1 else set()
+                features = {"128-bit load", "128-bit store"} if arguments["VECTOR"] > 1 else set()
                 features |= {"barrier"} if arguments["IN_PLACE"] else set()
                 yield name + ", wide" * arguments["WIDE"], _spatial_shift_kernel, arguments, features

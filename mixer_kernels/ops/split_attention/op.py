@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from mixer_kernels.ops import _backend, _checks
-from mixer_kernels.ops.split_attention import native_impl, reference
+from mixer_kernels.ops.split_attention import native_impl, reference, triton_impl
 
-IMPLEMENTATIONS = {_backend.NATIVE: native_impl}
+IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
 # The automatic order of each device type. CPU: benchmarks/bench_split_attention.py; GPU: not measured yet.
-ORDER = {"cpu": (_backend.NATIVE,)}
+ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 
 
 class ShiftedSplitAttentionFunction(torch.autograd.Function):
