@@ -21,7 +21,13 @@ FLAGS = [
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 ]
 # The one that takes longest to compile comes first.
-PROGRAMS = ("token_mixing_emulated", "affine_token_linear_emulated", "spatial_shift_emulated", "self_test")
+PROGRAMS = (
+    "token_mixing_emulated",
+    "affine_token_linear_emulated",
+    "split_attention_emulated",
+    "spatial_shift_emulated",
+    "self_test",
+)
 
 # As csrc/common/element_type.h numbers them; bfloat16 travels as its bits.
 ELEMENT_TYPES = {

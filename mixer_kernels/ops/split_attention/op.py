@@ -13,7 +13,7 @@ from mixer_kernels.ops.split_attention import native_impl, reference
 IMPLEMENTATIONS = {_backend.NATIVE: native_impl}
 
 # The automatic order of each device type. CPU: benchmarks/bench_split_attention.py; GPU: not measured yet.
-ORDER = {"cpu": (_backend.NATIVE,)}
+ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE,)}
 
 
 class ShiftedSplitAttentionFunction(torch.autograd.Function):
