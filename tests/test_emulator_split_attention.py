@@ -33,6 +33,7 @@ class Problem:
     dy_strides: Strides | None = None
     lost: float | None = None  # the value of what the shifts lose
     da: float | None = None  # the value of one channel's
+    mean: float = 0.0  # of the features
 
     def strides(self, channels: int) -> Strides:
         _, height, width, _ = self.sizes
@@ -60,6 +61,7 @@ PROBLEMS = (
     Problem((1, 5, 151, 7)),  # rows longer than many runs, in several parts
     Problem((1, 151, 5, 64)),
     Problem((1, 70, 1, 1)),
+    Problem((3, 23, 29, 96)),
     Problem((3, 4, 3, 192)),
     Problem((1, 3, 4, 1056)),  # several chunks of channels, in float32 of unequal sizes
     Problem((2, 3, 2, 130)),  # single channels in chunks
@@ -93,7 +95,10 @@ def shifted_indices(sizes: tuple[int, ...], directions: tuple[tuple[int, int], .
 def make_tensors(problem: Problem, draw: Draw) -> Tensors:
     batch, height, width, channels = problem.sizes
     images = 1 if problem.expanded() else batch
-    x, dy = (draw(images, height, width, n * channels).expand(batch, -1, -1, -1).contiguous() for n in (3, 1))
+    x, dy = (
+        draw(images, height, width, n * channels, shift=problem.mean).expand(batch, -1, -1, -1).contiguous()
+        for n in (3, 1)
+    )
     if problem.lost is not None:
         for k, directions in enumerate((SHIFT_1, SHIFT_2)):
             flat = x[..., k * channels : (k + 1) * channels].reshape(batch, -1)
@@ -135,7 +140,9 @@ def exact_results(problem: Problem, tensors: Tensors) -> dict[str, tuple[torch.T
     }
 
 
-def solve(programs: dict[str, Path], folder: Path, dtype: str, seed: int, problems: tuple[Problem, ...]):
+def solve(
+    programs: dict[str, Path], folder: Path, dtype: str, seed: int, problems: tuple[Problem, ...]
+) -> tuple[list[Tensors], list[Tensors]]:
     """Return the arguments and results of each problem."""
     element_type, _ = ELEMENT_TYPES[dtype]
     own = getattr(torch, dtype)
@@ -181,6 +188,15 @@ def test_split_attention(programs: dict[str, Path], tmp_path: Path, dtype: str, 
             assert ((value == expected) | (error <= tolerance * scale)).all(), (
                 f"{name}: {(error / scale).max():.1e} of its terms, in {problem}"
             )
+
+
+def test_long_sums_lose_no_digits(programs: dict[str, Path], tmp_path: Path) -> None:
+    # Sums of many lines in a block of one channel, whose terms all have the same sign.
+    problem = Problem((16, 96, 43, 1), mean=10.0)
+    (tensors,), (actual,) = solve(programs, tmp_path, "float32", 1, (problem,))
+    for name in ("sums", "dweights"):
+        expected, _ = exact_results(problem, tensors)[name]
+        torch.testing.assert_close(actual[name].double().view(expected.shape), expected, rtol=1.5e-7, atol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

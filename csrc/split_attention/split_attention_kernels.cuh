@@ -53,7 +53,7 @@ struct SplitPlace {
   }
 };
 
-// Calls load(j, i, pixel) for the next few pixels of a run, the i-th ones, then use(j, i, pixel) for each of them.
+// Calls load(j, pixel) for the next few pixels of a run, then use(j, i, pixel) for each, where it is the run's i-th.
 template <typename Load, typename Use>
 __device__ __forceinline__ void walk_run(const SplitPlan& plan, const SplitPlace& place, Load&& load, Use&& use) {
   const int64_t row = place.first / plan.width;
@@ -194,7 +194,8 @@ __device__ __forceinline__ void sum_run(const SplitSums& s, const SplitPlace& pl
 
 // The sum over the pixels of all branches, or for each branch of its products with dy; a block adds up one part.
 template <typename scalar_t, int kVec, bool kProducts>
-__global__ void __launch_bounds__(kSplitThreads) split_sums_kernel(const __grid_constant__ SplitSums s) {
+__global__ void __launch_bounds__(kSplitThreads, kProducts ? 2 : 3)
+    split_sums_kernel(const __grid_constant__ SplitSums s) {
   constexpr int kSums = kProducts ? kBranches : 1;
   const SplitPlace place = SplitPlace::of_thread<kVec>(s.plan);
   float sums[kSums][kVec] = {};
@@ -284,7 +285,7 @@ struct SplitBackwardFeatures {
 // dx = adjoint shift of weights * dy + da for each branch; a thread computes a run of pixels, and gathers for each what
 // those pixels give back that took it: its neighbour against the shift, and at the border that was kept itself, too.
 template <typename scalar_t, int kVec>
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSplitThreads, 2)
     split_backward_features_kernel(const __grid_constant__ SplitBackwardFeatures<scalar_t> b) {
   constexpr int kShifted = kBranches - 1;
   using vector_t = Vector<scalar_t, kVec>;
