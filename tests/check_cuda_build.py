@@ -52,8 +52,8 @@ LIMITS = {
     "normalise_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
     # 8 blocks of 128 threads.
     "norm_backward_kernel": Limit(64),
-    # 2 blocks of 256 threads, which have more in flight than the memory asks for; 3 for the weighted sum.
-    "split_sums_kernel": Limit(112, ("LDG.E.128",)),
+    # 2 blocks of 256 threads; 3 for the weighted sum.
+    "split_sums_kernel": Limit(128, ("LDG.E.128",)),
     "split_combine_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
     "split_backward_features_kernel": Limit(128, ("LDG.E.128", "STG.E.128")),
     # Every thread that a multiprocessor takes, or nearly.

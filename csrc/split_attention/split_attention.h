@@ -27,8 +27,11 @@ constexpr Offset source_of(int branch, int group) {
   return (group < 2) == (branch == 0) ? Offset{step, 0} : Offset{0, step};
 }
 
-// Maps of one branch's channels, or of all branches'. Every size is at least 1; height and width are below 2^30,
-// channels below 2^31.
+// On CUDA a thread walks a run of at most so many pixels, and a block takes at most so many vectors of channels.
+constexpr int kSplitRun = 16, kSplitLanes = 64;
+
+// Maps of one branch's channels, or of all branches'. Every size is at least 1; height, width and channels are below
+// 2^30, and so are images x runs x chunks of channels.
 struct SplitAttentionShape {
   ElementType type;  // not double
   int64_t batch, height, width, channels;

@@ -13,9 +13,8 @@ namespace mixer_kernels {
 // In vectors of kVec elements.
 template <int kVec>
 SplitPlan plan_split_attention(const SplitAttentionShape& shape) {
-  constexpr int64_t kMostLanes = 64;
   const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const int64_t vectors = shape.channels / kVec, chunks = divide_up(vectors, kMostLanes);
+  const int64_t vectors = shape.channels / kVec, chunks = divide_up(vectors, kSplitLanes);
   const int64_t lanes = divide_up(vectors, chunks), pixels = shape.height * shape.width;
   // No more lines than an image has runs.
   const int64_t runs = divide_up(pixels, kSplitRun), lines = std::min(kSplitThreads / lanes, runs);

@@ -24,12 +24,12 @@ FeatureView view_of_map(const at::Tensor& t) { return {t.const_data_ptr(), t.str
 SplitAttentionShape shape_of(const at::Tensor& x, int64_t channels) {
   TORCH_CHECK_TYPE(x.scalar_type() != at::kDouble, kOp, ": x must have dtype float32, float16 or bfloat16 on CUDA, ",
                    "got ", x.scalar_type());
-  // The kernels count rows, columns, channels and blocks in 32 bits; a block takes 16 pixels of a run or more, and 64
-  // channels or more, as far as there are.
+  // The kernels count rows, columns, channels and blocks in 32 bits.
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
   const int64_t height = x.size(1), width = x.size(2);
+  const int64_t chunks = (channels + kSplitLanes - 1) / kSplitLanes;
   const bool is_counted = std::max({height, width, channels}) < kMost &&
-                          ((height * width + 15) / 16) <= kMost / ((channels + 63) / 64) / x.size(0);
+                          (height * width + kSplitRun - 1) / kSplitRun <= kMost / chunks / x.size(0);
   TORCH_CHECK_VALUE(is_counted, kOp, ": x must have fewer than 2^30 rows, columns, channels and blocks, got shape ",
                     x.sizes());
   return {element_type_of(x, kOp), x.size(0), height, width, channels};

@@ -9,9 +9,7 @@
 namespace mixer_kernels {
 
 constexpr int kSplitThreads = 256;
-// Pixels that a thread walks, and of those how many it has in flight.
-constexpr int kSplitRun = 16;
-constexpr int kSplitTogether = 2;
+constexpr int kSplitTogether = 2;  // pixels that a thread has in flight
 
 // How the channels and pixels of an image are dealt out. A block takes `lanes` vectors of channels and `lines` runs of
 // pixels; all blocks stand in a row: the chunks of channels of a part of the pixels, the parts of an image, the images.
