@@ -68,6 +68,10 @@ LIMITS = {
     "sum_planes_kernel": Limit(64, ("LDG.E.128",)),
     "sum_pixels_kernel": Limit(80, ("LDG.E.128",)),  # 3 blocks
     "combine_moments_kernel": Limit(64),
+    # 2 blocks of 256 threads; 3 for the weighted sum.
+    "split_sums_kernel": Limit(128, ("LDG.E.128",)),
+    "split_combine_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
+    "split_backward_features_kernel": Limit(128, ("LDG.E.128", "STG.E.128")),
     # Every thread that a multiprocessor takes, or nearly.
     "fold_kernel": Limit(40),
     "pack_kernel": Limit(40),

@@ -25,6 +25,7 @@ PROGRAMS = (
     "token_mixing_emulated",
     "affine_token_linear_emulated",
     "depthwise_conv2d_emulated",
+    "split_attention_emulated",
     "spatial_shift_emulated",
     "self_test",
 )

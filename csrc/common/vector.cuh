@@ -105,18 +105,21 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
   return bits;
 }
 
-// kVec neighbouring elements as floats, in aligned accesses of at most 16 bytes. Elements are shifted in and out of the
-// accessed bits: through an array they would take a detour over local memory.
+// The elements of a vector as floats. They are shifted out of its bits: through an array they would take a detour over
+// local memory.
+template <int kVec, typename scalar_t>
+__device__ __forceinline__ void to_floats(float* to, const Vector<scalar_t, kVec>& vector) {
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) to[i] = to_acc(element_of<scalar_t>(vector.bits >> (8 * sizeof(scalar_t) * i)));
+}
+
+// kVec neighbouring elements as floats, in aligned accesses of at most 16 bytes.
 template <int kVec, typename scalar_t>
 __device__ __forceinline__ void load_floats(float (&to)[kVec], const scalar_t* from) {
   constexpr int kPiece = kVec * sizeof(scalar_t) > 16 ? 16 / sizeof(scalar_t) : kVec;
 #pragma unroll
   for (int piece = 0; piece < kVec; piece += kPiece) {
-    const auto bits = Vector<scalar_t, kPiece>::load(from + piece).bits;
-#pragma unroll
-    for (int i = 0; i < kPiece; ++i) {
-      to[piece + i] = to_acc(element_of<scalar_t>(bits >> (8 * sizeof(scalar_t) * i)));
-    }
+    to_floats(to + piece, Vector<scalar_t, kPiece>::load(from + piece));
   }
 }
 

@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#include "common/element_type.h"
+
+typedef struct CUstream_st* cudaStream_t;  // as CUDA declares it; CPU builds have no CUDA header
+
 namespace mixer_kernels {
 
 // x holds three branches side by side, of four groups of channels each; the first two are shifted.
@@ -22,5 +26,35 @@ constexpr Offset source_of(int branch, int group) {
   const int64_t step = group % 2 == 0 ? -1 : 1;
   return (group < 2) == (branch == 0) ? Offset{step, 0} : Offset{0, step};
 }
+
+// On CUDA a thread walks a run of at most so many pixels, and a block takes at most so many vectors of channels.
+constexpr int kSplitRun = 16, kSplitLanes = 64;
+
+// Maps of one branch's channels, or of all branches'. Every size is at least 1; height, width and channels are below
+// 2^30, and so are images x runs x chunks of channels.
+struct SplitAttentionShape {
+  ElementType type;  // not double
+  int64_t batch, height, width, channels;
+};
+
+// A (B, H, W, channels) tensor whose channels lie side by side; strides in elements.
+struct FeatureView {
+  const void* data;
+  int64_t image_stride, row_stride, column_stride;
+};
+
+// Bytes of device memory that the two sums want besides.
+int64_t split_attention_sums_workspace(const SplitAttentionShape& shape);
+int64_t split_attention_bwd_weights_workspace(const SplitAttentionShape& shape);
+
+// What is not a view is contiguous. The caller checks for launch errors.
+void split_attention_sums_cuda(const SplitAttentionShape& shape, const FeatureView& x, float* a, void* workspace,
+                               cudaStream_t stream);
+void split_attention_combine_cuda(const SplitAttentionShape& shape, const FeatureView& x, const float* weights, void* y,
+                                  cudaStream_t stream);
+void split_attention_bwd_weights_cuda(const SplitAttentionShape& shape, const FeatureView& dy, const FeatureView& x,
+                                      float* dweights, void* workspace, cudaStream_t stream);
+void split_attention_bwd_features_cuda(const SplitAttentionShape& shape, const FeatureView& dy, const float* weights,
+                                       const float* da, void* dx, cudaStream_t stream);
 
 }  // namespace mixer_kernels

@@ -1,0 +1,77 @@
+// Binds the CUDA launchers of the shifted split attention to its ops.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "common/element_type_of.h"
+#include "common/token_binding.h"
+#include "split_attention/split_attention.h"
+#include "split_attention/split_attention_binding.h"
+
+namespace mixer_kernels {
+namespace {
+
+constexpr auto kOp = "split_attention";
+
+FeatureView view_of_map(const at::Tensor& t) { return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
+
+// `channels` are those of one branch.
+SplitAttentionShape shape_of(const at::Tensor& x, int64_t channels) {
+  TORCH_CHECK_TYPE(x.scalar_type() != at::kDouble, kOp, ": x must have dtype float32, float16 or bfloat16 on CUDA, ",
+                   "got ", x.scalar_type());
+  // The kernels count rows, columns, channels and blocks in 32 bits.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
+  const int64_t height = x.size(1), width = x.size(2);
+  const int64_t chunks = (channels + kSplitLanes - 1) / kSplitLanes;
+  const bool is_counted = std::max({height, width, channels}) < kMost &&
+                          (height * width + kSplitRun - 1) / kSplitRun <= kMost / chunks / x.size(0);
+  TORCH_CHECK_VALUE(is_counted, kOp, ": x must have fewer than 2^30 rows, columns, channels and blocks, got shape ",
+                    x.sizes());
+  return {element_type_of(x, kOp), x.size(0), height, width, channels};
+}
+
+struct CudaKernels {
+  static void sums(const at::Tensor& x, const at::Tensor& a) {
+    const c10::cuda::CUDAGuard guard(x.device());
+    const SplitAttentionShape shape = shape_of(x, a.size(1));
+    const at::Tensor workspace = empty_workspace(x, split_attention_sums_workspace(shape));
+    split_attention_sums_cuda(shape, view_of_map(x), a.mutable_data_ptr<float>(), workspace.mutable_data_ptr(),
+                              c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  static void combine(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& y) {
+    const c10::cuda::CUDAGuard guard(x.device());
+    split_attention_combine_cuda(shape_of(x, y.size(3)), view_of_map(x), weights.const_data_ptr<float>(),
+                                 y.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  static void backward_weights(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& dweights) {
+    const c10::cuda::CUDAGuard guard(x.device());
+    const SplitAttentionShape shape = shape_of(x, dy.size(3));
+    const at::Tensor workspace = empty_workspace(x, split_attention_bwd_weights_workspace(shape));
+    split_attention_bwd_weights_cuda(shape, view_of_map(dy), view_of_map(x), dweights.mutable_data_ptr<float>(),
+                                     workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  static void backward_features(const at::Tensor& dy, const at::Tensor& weights, const at::Tensor& da,
+                                const at::Tensor& dx) {
+    const c10::cuda::CUDAGuard guard(dy.device());
+    split_attention_bwd_features_cuda(shape_of(dy, dy.size(3)), view_of_map(dy), weights.const_data_ptr<float>(),
+                                      da.const_data_ptr<float>(), dx.mutable_data_ptr(),
+                                      c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
+
+}  // namespace
+}  // namespace mixer_kernels
+
+TORCH_LIBRARY_IMPL(mixer_kernels, CUDA, m) { mixer_kernels::bind_split_attention<mixer_kernels::CudaKernels>(m); }

@@ -1,0 +1,109 @@
+// Runs the CUDA kernels of the shifted split attention under the emulator:
+//   split_attention_emulated PROBLEMS INPUT OUTPUT
+// Each line of PROBLEMS: element type, sizes B H W C, strides of images, rows and columns of x and its offset, the same
+// of dy, the offset of weights, da and the outputs, seed. INPUT holds the elements of x (B, H, W, 3C), dy, weights
+// (B, 3, C) and da (B, C) of all problems in row-major order, the last two in float32. OUTPUT holds the sums, y,
+// dweights and dx.
+#include <sstream>
+#include <string>
+
+#include "split_attention/split_attention_call.cuh"
+#include "token_problem.h"
+
+namespace {
+
+using mixer_kernels::FeatureView;
+using mixer_kernels::SplitAttentionShape;
+using token_problem::die;
+using token_problem::Memory;
+
+// A (B, H, W, channels) map in memory of exactly its size, with strides and offset as the next words of a problem.
+class Map {
+ public:
+  Map(const SplitAttentionShape& shape, int64_t channels, std::istream& words)
+      : shape_(shape), channels_(channels), size_(mixer_kernels::element_size(shape.type)), memory_(extent(words)) {
+    view_.data = memory_.data() + offset_ * size_;
+  }
+
+  const FeatureView& view() const { return view_; }
+
+  void read(std::istream& from) {
+    for (int64_t b = 0; b < shape_.batch; ++b)
+      for (int64_t h = 0; h < shape_.height; ++h)
+        for (int64_t w = 0; w < shape_.width; ++w) {
+          const int64_t at = offset_ + b * view_.image_stride + h * view_.row_stride + w * view_.column_stride;
+          from.read(memory_.data() + at * size_, channels_ * size_);
+        }
+  }
+
+ private:
+  int64_t extent(std::istream& words) {
+    words >> view_.image_stride >> view_.row_stride >> view_.column_stride >> offset_;
+    return size_ * (offset_ + (shape_.batch - 1) * view_.image_stride + (shape_.height - 1) * view_.row_stride +
+                    (shape_.width - 1) * view_.column_stride + channels_);
+  }
+
+  SplitAttentionShape shape_;
+  int64_t channels_, offset_ = 0;
+  int size_;
+  FeatureView view_{};
+  Memory memory_;
+};
+
+// A contiguous tensor behind `offset` elements.
+class Dense {
+ public:
+  Dense(int64_t elements, int size, int64_t offset)
+      : bytes_(elements * size), skipped_(offset * size), memory_(skipped_ + bytes_) {}
+
+  void* data() { return memory_.data() + skipped_; }
+  float* floats() { return reinterpret_cast<float*>(data()); }
+  void read(std::istream& from) { from.read(static_cast<char*>(data()), bytes_); }
+  void write(std::ostream& to) { to.write(static_cast<char*>(data()), bytes_); }
+
+ private:
+  int64_t bytes_, skipped_;
+  Memory memory_;
+};
+
+void solve(const std::string& problem, std::istream& input, std::ostream& output) {
+  std::istringstream words(problem);
+  int type;
+  SplitAttentionShape shape{};
+  words >> type >> shape.batch >> shape.height >> shape.width >> shape.channels;
+  shape.type = static_cast<mixer_kernels::ElementType>(type);
+  constexpr int kBranches = mixer_kernels::kBranches;
+  const int size = mixer_kernels::element_size(shape.type);
+  const int64_t columns = shape.batch * shape.channels, elements = columns * shape.height * shape.width;
+
+  Map x(shape, kBranches * shape.channels, words), dy(shape, shape.channels, words);
+  int64_t offset;
+  token_problem::EmulatorLaunch launch{};
+  words >> offset >> launch.seed;
+  if (!words) die("cannot read this problem", problem);
+  Dense weights(kBranches * columns, sizeof(float), offset), da(columns, sizeof(float), offset);
+  x.read(input);
+  dy.read(input);
+  weights.read(input);
+  da.read(input);
+  if (!input) die("the input is too short", problem);
+
+  const auto sum = [&](const auto& call, float* to) {
+    Memory workspace(call.workspace_bytes());
+    call.run(dy.view(), x.view(), to, workspace.data(), launch);
+  };
+  Dense sums(columns, sizeof(float), offset), dweights(kBranches * columns, sizeof(float), offset);
+  Dense y(elements, size, offset), dx(kBranches * elements, size, offset);
+  sum(mixer_kernels::SplitSumsCall<false>(shape), sums.floats());
+  mixer_kernels::run_split_combine(shape, x.view(), weights.floats(), y.data(), launch);
+  sum(mixer_kernels::SplitSumsCall<true>(shape), dweights.floats());
+  mixer_kernels::run_split_backward_features(shape, dy.view(), weights.floats(), da.floats(), dx.data(), launch);
+  sums.write(output);
+  y.write(output);
+  dweights.write(output);
+  dx.write(output);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { token_problem::solve_all(argc, argv, solve); }
