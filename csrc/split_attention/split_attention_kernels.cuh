@@ -167,8 +167,8 @@ __global__ void __launch_bounds__(kSplitThreads, 2)
         own[j] = vector_t::load(from);
 #pragma unroll
         for (int k = 0; k < kShifted; ++k) {
-          taken[j][k] = vector_t::zero();
-          if (takers[k].is_inside(b.plan, pixel)) taken[j][k] = vector_t::load(from + takers[k].step);
+          // Where nobody took it, its own again: a load that may be left out would be waited for here.
+          taken[j][k] = vector_t::load(takers[k].is_inside(b.plan, pixel) ? from + takers[k].step : from);
         }
       },
       [&](int j, int i, Pixel pixel) {
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kSplitThreads, 2)
           const bool is_kept = !is_shifted || !sources[k].is_inside(b.plan, pixel);
           const bool is_taken = is_shifted && takers[k].is_inside(b.plan, pixel);
           float values[kVec] = {};
-          if (is_shifted) to_floats(values, taken[j][k]);
+          if (is_taken) to_floats(values, taken[j][k]);
           const float times = static_cast<float>(is_kept) + static_cast<float>(is_taken);
 #pragma unroll
           for (int lane = 0; lane < kVec; ++lane) {
