@@ -164,12 +164,13 @@ __global__ void __launch_bounds__(kSplitThreads, 2)
       b.plan, place,
       [&](int j, Pixel pixel) {
         const scalar_t* const from = gradients.at(pixel);
-        own[j] = vector_t::load(from);
 #pragma unroll
         for (int k = 0; k < kShifted; ++k) {
           // Where nobody took it, its own again: a load that may be left out would be waited for here.
           taken[j][k] = vector_t::load(takers[k].is_inside(b.plan, pixel) ? from + takers[k].step : from);
         }
+        // Only now, or the compiler would see that it has been loaded, and choose between values.
+        own[j] = vector_t::load(from);
       },
       [&](int j, int i, Pixel pixel) {
         float own_values[kVec];
