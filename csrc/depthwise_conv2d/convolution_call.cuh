@@ -48,7 +48,7 @@ class ConvolutionCall {
 
   template <typename Launch>
   void run(const Launch& launch) const {
-    dispatch_map_type(a_.type, [&](auto element) {
+    dispatch_up_to_float(a_.type, [&](auto element) {
       using scalar_t = decltype(element);
       const int64_t shared = c_.grid.box_channels * bytes_of_channel();
       if (path_ == Path::kDirect) {

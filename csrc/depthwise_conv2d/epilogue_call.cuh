@@ -1,11 +1,10 @@
 // Launches of what follows a convolution.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 
 #include "common/sum_terms.cuh"
+#include "common/vector_dispatch.cuh"
 #include "depthwise_conv2d/epilogue.cuh"
 #include "depthwise_conv2d/map_plan.cuh"
 
@@ -16,33 +15,10 @@ inline MapMatrix matrix_of(const EpilogueArguments& a) {
   return {a.batch * a.channels * a.pixels / columns, columns, static_cast<int>(a.channels), a.channels_last};
 }
 
-template <int kVec_>
-struct VectorLength {
-  static constexpr int kVec = kVec_;
-};
-
-inline bool are_aligned(std::initializer_list<const void*> pointers) {
-  return std::all_of(pointers.begin(), pointers.end(),
-                     [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; });
-}
-
-// Calls f with the element type and the length of vectors that make up a row, if there shall be any.
-template <typename F>
-void dispatch_vectors(const EpilogueArguments& a, bool wants_vectors, F&& f) {
-  dispatch_map_type(a.type, [&](auto element) {
-    constexpr int kVec = 16 / sizeof(element);
-    if (wants_vectors && matrix_of(a).columns % kVec == 0) {
-      f(element, VectorLength<kVec>{});
-    } else {
-      f(element, VectorLength<1>{});
-    }
-  });
-}
-
 template <typename Launch>
 void run_epilogue_forward(const EpilogueArguments& a, const ChannelParameter& scale, const ChannelParameter& shift,
                           const void* residual, void* y, const Launch& launch) {
-  dispatch_vectors(a, are_aligned({a.z, residual, y}), [&](auto element, auto length) {
+  dispatch_vectors(a.type, are_aligned({a.z, residual, y}), matrix_of(a).columns, [&](auto element, auto length) {
     using scalar_t = decltype(element);
     constexpr int kVec = decltype(length)::kVec;
     const MapMatrix matrix = matrix_of(a);
@@ -57,7 +33,7 @@ void run_epilogue_forward(const EpilogueArguments& a, const ChannelParameter& sc
 template <typename Launch>
 void run_epilogue_backward(const EpilogueArguments& a, const void* dy, const ChannelParameter& c0,
                            const ChannelParameter& c1, const ChannelParameter& c2, void* dz, const Launch& launch) {
-  dispatch_vectors(a, are_aligned({a.z, dy, dz}), [&](auto element, auto length) {
+  dispatch_vectors(a.type, are_aligned({a.z, dy, dz}), matrix_of(a).columns, [&](auto element, auto length) {
     using scalar_t = decltype(element);
     constexpr int kVec = decltype(length)::kVec;
     const MapMatrix matrix = matrix_of(a);
@@ -86,7 +62,7 @@ class EpilogueSumsCall {
   template <typename Launch>
   void run(const void* dy, const ChannelParameter& center, float* sum_dy, float* sum_dy_act,
            const Launch& launch) const {
-    dispatch_vectors(a_, true, [&](auto element, auto length) {
+    dispatch_vectors(a_.type, true, matrix_of(a_).columns, [&](auto element, auto length) {
       using scalar_t = decltype(element);
       constexpr int kVec = decltype(length)::kVec;
       const EpilogueSums<scalar_t> e{matrix_of(a_),

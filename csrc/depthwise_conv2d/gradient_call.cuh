@@ -36,7 +36,7 @@ class TapGradientCall {
 
   template <typename Launch>
   void run(const Launch& launch) const {
-    dispatch_map_type(a_.type, [&](auto element) {
+    dispatch_up_to_float(a_.type, [&](auto element) {
       using scalar_t = decltype(element);
       const int64_t blocks = static_cast<int64_t>(g_.grid.channel_boxes) * g_.tap_blocks * g_.splits;
       const int64_t elements = static_cast<int64_t>(g_.grid.box_channels) * (g_.x_slot + g_.dz_slot);

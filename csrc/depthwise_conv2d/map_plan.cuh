@@ -10,19 +10,6 @@
 
 namespace mixer_kernels {
 
-// Calls f with a value of the C++ type of the maps.
-template <typename F>
-void dispatch_map_type(ElementType type, F&& f) {
-  switch (type) {
-    case ElementType::kHalf:
-      return f(__half{});
-    case ElementType::kBFloat16:
-      return f(__nv_bfloat16{});
-    default:
-      return f(float{});
-  }
-}
-
 // Shared memory of a block: what every GPU from sm_80 on has, and what leaves room for three blocks on the large ones.
 constexpr int64_t kMostShared = 99 * 1024;
 constexpr int64_t kGoodShared = 72 * 1024;

@@ -3,9 +3,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 
+#include "common/plan.h"
 #include "common/sum_terms.cuh"
+#include "common/vector_dispatch.cuh"
 #include "split_attention/split_attention_kernels.cuh"
 
 namespace mixer_kernels {
@@ -13,7 +14,6 @@ namespace mixer_kernels {
 // In vectors of kVec elements.
 template <int kVec>
 SplitPlan plan_split_attention(const SplitAttentionShape& shape) {
-  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t vectors = shape.channels / kVec, chunks = divide_up(vectors, kSplitLanes);
   const int64_t lanes = divide_up(vectors, chunks), pixels = shape.height * shape.width;
   // No more lines than an image has runs.
@@ -27,6 +27,11 @@ inline int64_t blocks_of(const SplitAttentionShape& shape, const SplitPlan& plan
   return shape.batch * plan.parts * plan.chunks;
 }
 
+// What vectors have to divide: the channels that move together, where all groups have as many.
+inline int64_t channels_of_group(const SplitAttentionShape& shape) {
+  return shape.channels % kGroups == 0 ? shape.channels / kGroups : 1;
+}
+
 // Whether vectors of 16 bytes lie at aligned addresses in every pixel.
 inline bool is_aligned(const SplitAttentionShape& shape, const FeatureView& view) {
   const int64_t size = element_size(shape.type);
@@ -35,44 +40,12 @@ inline bool is_aligned(const SplitAttentionShape& shape, const FeatureView& view
          whole(shape.height, view.row_stride) && whole(shape.width, view.column_stride);
 }
 
-inline bool are_aligned(std::initializer_list<const void*> pointers) {
-  return std::all_of(pointers.begin(), pointers.end(),
-                     [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; });
-}
-
-template <int kVec_>
-struct VectorLength {
-  static constexpr int kVec = kVec_;
-};
-
-// Calls f with the element type and the length of vectors: of 16 bytes if they make up every group of channels and are
-// wanted, else of one element.
-template <typename F>
-void dispatch_vectors(const SplitAttentionShape& shape, bool wants_vectors, F&& f) {
-  const auto with_length = [&](auto element) {
-    constexpr int kVec = 16 / sizeof(element);
-    if (wants_vectors && shape.channels % (kGroups * kVec) == 0) {
-      f(element, VectorLength<kVec>{});
-    } else {
-      f(element, VectorLength<1>{});
-    }
-  };
-  switch (shape.type) {
-    case ElementType::kHalf:
-      return with_length(__half{});
-    case ElementType::kBFloat16:
-      return with_length(__nv_bfloat16{});
-    default:
-      return with_length(float{});
-  }
-}
-
 // The sums over the pixels of all branches, or for each branch of its products with dy.
 template <bool kProducts>
 class SplitSumsCall {
  public:
   explicit SplitSumsCall(const SplitAttentionShape& shape) : shape_(shape) {
-    dispatch_vectors(shape_, true,
+    dispatch_vectors(shape_.type, true, channels_of_group(shape_),
                      [&](auto, auto length) { parts_ = plan_split_attention<decltype(length)::kVec>(shape_).parts; });
   }
 
@@ -82,7 +55,7 @@ class SplitSumsCall {
   template <typename Launch>
   void run(const FeatureView& dy, const FeatureView& x, float* to, void* workspace, const Launch& launch) const {
     float* const terms = parts_ == 1 ? to : static_cast<float*>(workspace);
-    dispatch_vectors(shape_, true, [&](auto element, auto length) {
+    dispatch_vectors(shape_.type, true, channels_of_group(shape_), [&](auto element, auto length) {
       constexpr int kVec = decltype(length)::kVec;
       const SplitPlan plan = plan_split_attention<kVec>(shape_);
       const bool aligned = is_aligned(shape_, x) && (!kProducts || is_aligned(shape_, dy));
@@ -105,7 +78,8 @@ class SplitSumsCall {
 template <typename Launch>
 void run_split_combine(const SplitAttentionShape& shape, const FeatureView& x, const float* weights, void* y,
                        const Launch& launch) {
-  dispatch_vectors(shape, is_aligned(shape, x) && are_aligned({weights, y}), [&](auto element, auto length) {
+  const bool aligned = is_aligned(shape, x) && are_aligned({weights, y});
+  dispatch_vectors(shape.type, aligned, channels_of_group(shape), [&](auto element, auto length) {
     using scalar_t = decltype(element);
     constexpr int kVec = decltype(length)::kVec;
     const SplitPlan plan = plan_split_attention<kVec>(shape);
@@ -117,7 +91,8 @@ void run_split_combine(const SplitAttentionShape& shape, const FeatureView& x, c
 template <typename Launch>
 void run_split_backward_features(const SplitAttentionShape& shape, const FeatureView& dy, const float* weights,
                                  const float* da, void* dx, const Launch& launch) {
-  dispatch_vectors(shape, is_aligned(shape, dy) && are_aligned({weights, da, dx}), [&](auto element, auto length) {
+  const bool aligned = is_aligned(shape, dy) && are_aligned({weights, da, dx});
+  dispatch_vectors(shape.type, aligned, channels_of_group(shape), [&](auto element, auto length) {
     using scalar_t = decltype(element);
     constexpr int kVec = decltype(length)::kVec;
     const SplitPlan plan = plan_split_attention<kVec>(shape);

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "common/cuda_binding.h"
 #include "common/element_type_of.h"
-#include "common/token_binding.h"
 #include "split_attention/split_attention.h"
 #include "split_attention/split_attention_binding.h"
 
