@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks import compiled, gate, shapes
-from benchmarks.contest import CEILING, OURS, PYTORCH, Call, Contender, Group, kernels
-from benchmarks.tokens import Function, prepare_call
+from benchmarks import gate, shapes
+from benchmarks.calls import Function, contenders, prepare_call
+from benchmarks.contest import CEILING, Call, Contender, Group
 from mixer_kernels.ops.split_attention import op, reference
 
 # Maps of C channels that are read or written: x has three.
@@ -40,9 +40,6 @@ def make_group(shape: tuple[int, ...], dtype: torch.dtype, which: str, device: t
         dy = (randn(batch, height, width, expanded // 3).detach(),) if training else ()
         return x, weight1, weight2, *dy
 
-    def prepare(function: Function) -> Callable[..., Call]:
-        return prepare_call(function, training)
-
     def prepare_copy(*_: torch.Tensor) -> Call:
         source, target = torch.empty(2, moved // 2, device=device, dtype=torch.uint8).fill_(1)
         return lambda: target.copy_(source)
@@ -56,16 +53,11 @@ def make_group(shape: tuple[int, ...], dtype: torch.dtype, which: str, device: t
         which=which,
         device=device,
         contenders=(
-            *(Contender(name, OURS, prepare(_ours(name))) for name in kernels(op, device)),
-            Contender("eager", PYTORCH, prepare(eager)),
-            *(
-                Contender(name, PYTORCH, prepare(compiled.compile_function(eager, mode)))
-                for name, mode in compiled.modes(device, which).items()
-            ),
+            *contenders(op, _ours, eager, which, device),
             Contender("copy_", CEILING, prepare_copy),
         ),
         make_inputs=make_inputs,
-        exact=lambda *inputs: prepare(eager)(*gate.in_float64(inputs))(),
+        exact=lambda *inputs: prepare_call(eager, training)(*gate.in_float64(inputs))(),
         moved=moved,
         moved_formula=formula,
     )

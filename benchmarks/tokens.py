@@ -8,10 +8,10 @@ from types import ModuleType
 
 import torch
 
-from benchmarks import compiled, gate
-from benchmarks.contest import OURS, PYTORCH, Call, Contender, Group, kernels
+from benchmarks import gate
+from benchmarks.calls import Function, contenders, prepare_call
+from benchmarks.contest import Group
 
-Function = Callable[..., torch.Tensor]
 # Shape, and the scale of its random values.
 Parameter = tuple[tuple[int, ...], float]
 
@@ -50,9 +50,6 @@ def make_group(
         dy = (torch.randn_like(x, requires_grad=False),) if training else ()
         return x, *(randn(*parameter) for parameter in parameters), *dy
 
-    def prepare(function: Function) -> Callable[..., Call]:
-        return prepare_call(function, training)
-
     elements = 2 * prod(shape[:3]) + sum(prod(size) for size, _ in parameters)
     return Group(
         subject=op.__name__.split(".")[-2],
@@ -61,34 +58,10 @@ def make_group(
         dtype=dtype,
         which=which,
         device=device,
-        contenders=(
-            *(Contender(name, OURS, prepare(ours(name))) for name in kernels(op, device)),
-            Contender("eager", PYTORCH, prepare(eager)),
-            *(
-                Contender(name, PYTORCH, prepare(compiled.compile_function(eager, mode)))
-                for name, mode in compiled.modes(device, which).items()
-            ),
-        ),
+        contenders=contenders(op, ours, eager, which, device),
         make_inputs=make_inputs,
-        exact=lambda *inputs: prepare(eager)(*gate.in_float64(inputs))(),
+        exact=lambda *inputs: prepare_call(eager, training)(*gate.in_float64(inputs))(),
         moved=elements * dtype.itemsize * (2 if training else 1),
         moved_formula="x and the parameters read, y written" + ("; once more with their gradients" * training),
         flops=flops * (3 if training else 1),
     )
-
-
-def prepare_call(function: Function, training: bool) -> Callable[..., Call]:
-    """Return what binds a function to its inputs; the last of them is dy in training."""
-    if not training:
-        return lambda *inputs: lambda: function(*inputs)
-
-    def prepare(*inputs: torch.Tensor) -> Call:
-        *arguments, dy = inputs
-
-        def step() -> tuple[torch.Tensor, ...]:
-            y = function(*arguments)
-            return y, *torch.autograd.grad(y, arguments, dy)
-
-        return step
-
-    return prepare
