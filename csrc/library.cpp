@@ -69,6 +69,15 @@ TORCH_LIBRARY(mixer_kernels, m) {
       "depthwise_epilogue_sums(Tensor dy, Tensor z, Tensor? center, int activation) "
       "-> (Tensor sum_dy, Tensor sum_dy_act)");
   m.def("depthwise_epilogue_bwd(Tensor dy, Tensor z, Tensor? c0, Tensor? c1, Tensor? c2, int activation) -> Tensor");
+  // On the CPU only. Gradients that are not wanted are empty.
+  m.def(
+      "depthwise_conv2d_batch_norm_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
+      "float eps, int[] stride, int[] padding, int[] dilation, int activation) -> (Tensor y, Tensor mean, Tensor var)");
+  m.def(
+      "depthwise_conv2d_batch_norm_bwd(Tensor dy, Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, "
+      "Tensor mean, Tensor var, float eps, int[] stride, int[] padding, int[] dilation, int activation, "
+      "bool wants_input, bool wants_convolution) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dnorm_weight, "
+      "Tensor dnorm_bias)");
 }
 
 namespace mixer_kernels {

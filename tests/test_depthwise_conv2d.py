@@ -481,6 +481,19 @@ def test_backward_keeps_x_and_for_an_activation_one_map_more(device, backend, ac
     assert sum(value.numel() for value in kept if value.data_ptr() not in given) == maps * x.numel()
 
 
+@pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
+def test_backward_of_the_training_half_keeps_x_and_on_a_gpu_one_map_more(device, backend, memory_format):
+    x, *parameters = draw((2, 16, 9, 14), (5, 5), torch.float32, device)
+    inputs = [value.requires_grad_() for value in (x.contiguous(memory_format=memory_format), *parameters)]
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        depthwise_conv2d_batch_norm(*inputs, backend=backend)
+    given = {value.data_ptr() for value in inputs}
+    map_more = 0 if (device, backend) == ("cpu", "native") else x.numel()
+    # Beside the maps, the mean and the variance.
+    assert sum(value.numel() for value in kept if value.data_ptr() not in given) == map_more + 2 * 16
+
+
 @pytest.mark.parametrize("activation", [None, "gelu"], ids=str)
 def test_only_the_gradients_that_are_wanted(monkeypatch, device, backend, activation):
     called = []
@@ -546,6 +559,14 @@ def test_opcheck(device, backend, dtype, layout, absent):
         "depthwise_epilogue{}_sums": [(dy, z, coefficients[0], code)],
         "depthwise_epilogue{}_bwd": [(dy, z, *coefficients, code)],
     }
+    if (device, backend) == ("cpu", "native"):
+        moments = torch.randn(4), torch.rand(4)
+        calls["depthwise_conv2d_batch_norm_fwd"] = [(x, weight, bias, scale, shift, 1e-5, *same, code)]
+        calls["depthwise_conv2d_batch_norm_bwd"] = [
+            (dy, x, weight, bias, scale, *moments, 1e-5, *same, code, wants_input, wants_convolution)
+            for wants_input in (False, True)
+            for wants_convolution in (False, True)
+        ]
     for name, arguments in calls.items():
         for given in arguments:
             opcheck(getattr(torch.ops.mixer_kernels, name.format(suffix)).default, given)
@@ -629,7 +650,7 @@ def normalised(name: str, activation: str | None = "gelu", **options: Any) -> Ca
 def test_the_training_half_is_accurate(device, backend, dtype, memory_format, activation):
     if dtype != torch.float32 and activation == "relu":
         pytest.skip("what relu does to a value that low precision moved across zero is luck")
-    for sizes, kernel in (((3, 40, 13, 14), (9, 9)), ((2, 40, 6, 5), (3, 4))):
+    for sizes, kernel in (((3, 40, 13, 14), (9, 9)), ((2, 150, 6, 5), (3, 4))):
         inputs = [value + 0.5 if i == 2 else value for i, value in enumerate(draw(sizes, kernel, dtype, device))]
         dy = torch.randn_like(inputs[0])
         results = []
@@ -683,6 +704,21 @@ def test_the_training_half_without_parameters_and_of_a_frozen_convolution(device
             y.square().sum().backward()
             results.append([y.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
         assert len(results[0]) == (2 if frozen else 3)
+        torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_training_half_of_any_strides(device, backend, layout):
+    x, *parameters = draw((2, 70, 9, 8), (4, 3), torch.float64, device)
+    if backend == "triton" or device == "cuda":
+        x, parameters = x.float(), [value.float() for value in parameters]
+    # Of a sum, the gradient is one number.
+    for dy in (torch.ones((), dtype=x.dtype, device=device).expand(x.shape), LAYOUTS[layout](torch.randn_like(x))):
+        results = []
+        for name in (backend, "reference"):
+            leaves = [value.detach().requires_grad_() for value in (LAYOUTS[layout](x), *parameters)]
+            y, *_ = normalised(name)(*leaves)
+            results.append([y, *torch.autograd.grad(y, leaves, dy)])
         torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
@@ -989,6 +1025,23 @@ def test_the_ops_check_what_protects_memory():
         lambda: ops.depthwise_conv2d_bwd_weight(x[:, :, 1:], x, [3, 3], *same),
         lambda: ops.depthwise_conv2d_bwd_weight(x.double(), x, [3, 3], *same),
         lambda: ops.depthwise_conv2d_statistics(x, weight[:4], bias, *same, 0),
+        lambda: ops.depthwise_conv2d_batch_norm_fwd(x, weight[:4], bias, bias, bias, 1e-5, *same, 0),
+        lambda: ops.depthwise_conv2d_batch_norm_fwd(x, weight, bias, bias[:4], bias, 1e-5, *same, 0),
+        lambda: ops.depthwise_conv2d_batch_norm_fwd(x, weight, bias, bias, bias[:4], 1e-5, *same, 0),
+        lambda: ops.depthwise_conv2d_batch_norm_fwd(x[:0], weight, bias, bias, bias, 1e-5, *same, 0),
+        lambda: ops.depthwise_conv2d_batch_norm_fwd(x, weight, bias, bias, bias, 1e-5, [2, 1], *same[1:], 0),
+        lambda: ops.depthwise_conv2d_batch_norm_bwd(x[:1], x, weight, *[bias] * 4, 1e-5, *same, 0, True, True),
+        lambda: ops.depthwise_conv2d_batch_norm_bwd(x, x, weight[:4], *[bias] * 4, 1e-5, *same, 0, True, True),
+        lambda: ops.depthwise_conv2d_batch_norm_bwd(x, x, weight, bias[:4], *[bias] * 3, 1e-5, *same, 0, True, True),
+        lambda: ops.depthwise_conv2d_batch_norm_bwd(
+            x, x, weight, bias, bias[:4], bias, bias, 1e-5, *same, 0, True, True
+        ),
+        lambda: ops.depthwise_conv2d_batch_norm_bwd(
+            x, x, weight, *[bias] * 2, bias[:4], bias, 1e-5, *same, 0, True, True
+        ),
+        lambda: ops.depthwise_conv2d_batch_norm_bwd(
+            x, x, weight, *[bias] * 3, bias.double(), 1e-5, *same, 0, True, True
+        ),
         lambda: ops.depthwise_epilogue_fwd(x, bias[:4], None, None, 0),
         lambda: ops.depthwise_epilogue_fwd(x, None, None, x[:1], 0),
         lambda: ops.depthwise_epilogue_sums(x[:1], x, None, 0),

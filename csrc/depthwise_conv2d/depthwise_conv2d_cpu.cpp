@@ -1,4 +1,6 @@
 // The CPU kernels of the depthwise convolution and their registration.
+#include "depthwise_conv2d/depthwise_conv2d_cpu.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
 #include <c10/util/bit_cast.h>
@@ -21,7 +23,6 @@
 #include "common/rows.h"
 #include "common/scratch.h"
 #include "depthwise_conv2d/depthwise_conv2d_binding.h"
-#include "depthwise_conv2d/depthwise_epilogue.h"
 #include "depthwise_conv2d/map.h"
 
 namespace mixer_kernels {
@@ -106,90 +107,93 @@ void convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const
              &avx512_bf16::depthwise_convolve<scalar_t>)(c, e, Map<scalar_t>(y), moments);
 }
 
-struct CpuKernels : CpuEpilogue {
-  static void forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
-                      const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
-                      const Geometry& geometry, int64_t activation, const at::Tensor& y) {
-    dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
-      using scalar_t = typename decltype(tag)::type;
-      const at::Tensor whole = weight.contiguous();
-      const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
-      const auto scales = padded_parameter<scalar_t>(scale, x.size(1), 1);
-      const auto shifts = padded_parameter<scalar_t>(shift, x.size(1), 0);
-      convolve(forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(y)),
-               Epilogue<scalar_t>{bias ? biases.get() : nullptr, scales.get(), shifts.get(),
-                                  Map<const scalar_t>(residual), static_cast<Activation>(activation)},
-               y);
-    });
-  }
-
-  static void statistics(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
-                         const Geometry& geometry, int64_t activation, const at::Tensor& z, const at::Tensor& mean,
-                         const at::Tensor& var) {
-    dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
-      using scalar_t = typename decltype(tag)::type;
-      using acc_t = acc_of<scalar_t>;
-      const at::Tensor whole = weight.contiguous();
-      const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
-      const auto ones = padded_parameter<scalar_t>({}, x.size(1), 1),
-                 zeros = padded_parameter<scalar_t>({}, x.size(1), 0);
-      const auto c = forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(z));
-      const TileGrid grid = select_isa(&baseline::grid_of<scalar_t>, &avx2::grid_of<scalar_t>,
-                                       &avx512::grid_of<scalar_t>, &avx512_bf16::grid_of<scalar_t>)(c);
-      const Scratch<double> means(grid.tasks() * grid.block()), deviations(grid.tasks() * grid.block());
-      convolve(c,
-               Epilogue<scalar_t>{
-                   bias ? biases.get() : nullptr, ones.get(), zeros.get(), {}, static_cast<Activation>(activation)},
-               z, {means.get(), deviations.get()});
-      merge_moments(grid, means.get(), deviations.get(), mean.mutable_data_ptr<acc_t>(), var.mutable_data_ptr<acc_t>());
-    });
-  }
-
-  static void backward_input(const at::Tensor& dz, const at::Tensor& weight, const OptionalTensor& residual,
-                             const Geometry& g, const at::Tensor& dx) {
-    dispatch_floating(dz.scalar_type(), "depthwise_conv2d", [&](auto tag) {
-      using scalar_t = typename decltype(tag)::type;
-      const at::Tensor whole = weight.contiguous();
-      const auto ones = padded_parameter<scalar_t>({}, dz.size(1), 1);
-      const auto zeros = padded_parameter<scalar_t>({}, dz.size(1), 0);
-      convolve(backward_correlation(dz, whole.const_data_ptr<scalar_t>(), g, size_of(dx)),
-               Epilogue<scalar_t>{nullptr, ones.get(), zeros.get(), Map<const scalar_t>(residual), Activation::kNone},
-               dx);
-    });
-  }
-
-  static void backward_weight(const at::Tensor& dz, const at::Tensor& x, const Geometry& geometry,
-                              const at::Tensor& dweight, const at::Tensor& dbias) {
-    dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
-      using scalar_t = typename decltype(tag)::type;
-      const auto c = forward_correlation<scalar_t>(x, nullptr, geometry, size_of(dz));
-      select_isa(&baseline::depthwise_weight_gradient<scalar_t>, &avx2::depthwise_weight_gradient<scalar_t>,
-                 &avx512::depthwise_weight_gradient<scalar_t>, &avx512_bf16::depthwise_weight_gradient<scalar_t>)(
-          c, Map<const scalar_t>(dz), dweight.mutable_data_ptr<scalar_t>(), dbias.mutable_data_ptr<scalar_t>());
-    });
-  }
-
- private:
-  // Of all tiles of a channel, one after another (Chan, Golub and LeVeque): no difference of large numbers.
-  template <typename acc_t>
-  static void merge_moments(const TileGrid& grid, const double* means, const double* deviations, acc_t* mean,
-                            acc_t* var) {
-    for (int64_t channel = 0; channel < grid.channels(); ++channel) {
-      const int64_t size = grid.block(), block = channel / size, lane = channel % size;
-      double count = 0, center = 0, squares = 0;
-      for (int64_t task = block * grid.tasks_of_block(); task < (block + 1) * grid.tasks_of_block(); ++task) {
-        const TileOfMap tile = grid[task];
-        const double pixels = static_cast<double>(tile.rows * tile.columns);
-        const double apart = means[task * size + lane] - center;
-        squares += deviations[task * size + lane] + apart * apart * count * pixels / (count + pixels);
-        count += pixels;
-        center += apart * pixels / count;
-      }
-      mean[channel] = static_cast<acc_t>(center);
-      var[channel] = static_cast<acc_t>(squares / count);
+// Of all tiles of a channel, one after another (Chan, Golub and LeVeque): no difference of large numbers.
+template <typename acc_t>
+static void merge_moments(const TileGrid& grid, const double* means, const double* deviations, acc_t* mean,
+                          acc_t* var) {
+  for (int64_t channel = 0; channel < grid.channels(); ++channel) {
+    const int64_t size = grid.block(), block = channel / size, lane = channel % size;
+    double count = 0, center = 0, squares = 0;
+    for (int64_t task = block * grid.tasks_of_block(); task < (block + 1) * grid.tasks_of_block(); ++task) {
+      const TileOfMap tile = grid[task];
+      const double pixels = static_cast<double>(tile.rows * tile.columns);
+      const double apart = means[task * size + lane] - center;
+      squares += deviations[task * size + lane] + apart * apart * count * pixels / (count + pixels);
+      count += pixels;
+      center += apart * pixels / count;
     }
+    mean[channel] = static_cast<acc_t>(center);
+    var[channel] = static_cast<acc_t>(squares / count);
   }
-};
+}
+
+}  // namespace
+
+void CpuConvolution::forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                             const OptionalTensor& scale, const OptionalTensor& shift, const OptionalTensor& residual,
+                             const Geometry& geometry, int64_t activation, const at::Tensor& y) {
+  dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const at::Tensor whole = weight.contiguous();
+    const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
+    const auto scales = padded_parameter<scalar_t>(scale, x.size(1), 1);
+    const auto shifts = padded_parameter<scalar_t>(shift, x.size(1), 0);
+    convolve(forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(y)),
+             Epilogue<scalar_t>{bias ? biases.get() : nullptr, scales.get(), shifts.get(),
+                                Map<const scalar_t>(residual), static_cast<Activation>(activation)},
+             y);
+  });
+}
+
+void CpuConvolution::statistics(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                                const Geometry& geometry, int64_t activation, const at::Tensor& z,
+                                const at::Tensor& mean, const at::Tensor& var) {
+  dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    using acc_t = acc_of<scalar_t>;
+    const at::Tensor whole = weight.contiguous();
+    const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
+    const auto ones = padded_parameter<scalar_t>({}, x.size(1), 1),
+               zeros = padded_parameter<scalar_t>({}, x.size(1), 0);
+    const auto c = forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(z));
+    const TileGrid grid = select_isa(&baseline::grid_of<scalar_t>, &avx2::grid_of<scalar_t>, &avx512::grid_of<scalar_t>,
+                                     &avx512_bf16::grid_of<scalar_t>)(c);
+    const Scratch<double> means(grid.tasks() * grid.block()), deviations(grid.tasks() * grid.block());
+    convolve(c,
+             Epilogue<scalar_t>{
+                 bias ? biases.get() : nullptr, ones.get(), zeros.get(), {}, static_cast<Activation>(activation)},
+             z, {means.get(), deviations.get()});
+    merge_moments(grid, means.get(), deviations.get(), mean.mutable_data_ptr<acc_t>(), var.mutable_data_ptr<acc_t>());
+  });
+}
+
+void CpuConvolution::backward_input(const at::Tensor& dz, const at::Tensor& weight, const OptionalTensor& residual,
+                                    const Geometry& g, const at::Tensor& dx) {
+  dispatch_floating(dz.scalar_type(), "depthwise_conv2d", [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const at::Tensor whole = weight.contiguous();
+    const auto ones = padded_parameter<scalar_t>({}, dz.size(1), 1);
+    const auto zeros = padded_parameter<scalar_t>({}, dz.size(1), 0);
+    convolve(backward_correlation(dz, whole.const_data_ptr<scalar_t>(), g, size_of(dx)),
+             Epilogue<scalar_t>{nullptr, ones.get(), zeros.get(), Map<const scalar_t>(residual), Activation::kNone},
+             dx);
+  });
+}
+
+void CpuConvolution::backward_weight(const at::Tensor& dz, const at::Tensor& x, const Geometry& geometry,
+                                     const at::Tensor& dweight, const at::Tensor& dbias) {
+  dispatch_floating(x.scalar_type(), "depthwise_conv2d", [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const auto c = forward_correlation<scalar_t>(x, nullptr, geometry, size_of(dz));
+    select_isa(&baseline::depthwise_weight_gradient<scalar_t>, &avx2::depthwise_weight_gradient<scalar_t>,
+               &avx512::depthwise_weight_gradient<scalar_t>, &avx512_bf16::depthwise_weight_gradient<scalar_t>)(
+        c, Map<const scalar_t>(dz), dweight.mutable_data_ptr<scalar_t>(), dbias.mutable_data_ptr<scalar_t>());
+  });
+}
+
+namespace {
+
+struct CpuKernels : CpuConvolution, CpuEpilogue {};
 
 }  // namespace
 }  // namespace mixer_kernels

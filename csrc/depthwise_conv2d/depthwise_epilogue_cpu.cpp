@@ -12,37 +12,69 @@
 #include "common/isa.h"
 #include "common/rows.h"
 #include "common/scratch.h"
-#include "depthwise_conv2d/depthwise_epilogue.h"
+#include "depthwise_conv2d/depthwise_conv2d_cpu.h"
 
 namespace mixer_kernels {
 namespace {
 
-// Dense maps as matrices: in channels_last a row is a pixel and a column a channel; else a row is a channel of an image
-// and a column a pixel of it.
+// Maps as matrices: in channels_last a row is a pixel and a column a channel; else a row is a channel of an image and a
+// column a pixel of it.
 struct Matrix {
-  int64_t rows, columns, channels;
+  int64_t rows, columns, channels, rows_of_image;
   bool channels_last;
 
-  explicit Matrix(const at::Tensor& z)
-      : channels(z.size(1)), channels_last(z.suggest_memory_format() == at::MemoryFormat::ChannelsLast) {
-    columns = channels_last ? channels : z.size(2) * z.size(3);
-    rows = z.numel() / columns;
+  explicit Matrix(const at::Tensor& map)
+      : channels(map.size(1)), channels_last(channels > 1 ? map.stride(1) == 1 : map.stride(3) != 1) {
+    const int64_t pixels = map.size(2) * map.size(3);
+    columns = channels_last ? channels : pixels;
+    rows_of_image = channels_last ? pixels : channels;
+    rows = map.size(0) * rows_of_image;
   }
+
+  // The map, or a copy whose columns are side by side and whose rows are evenly apart.
+  at::Tensor even(const at::Tensor& map) const {
+    const int64_t width = map.size(3);
+    const auto step = [&](int64_t dim, int64_t elements) { return map.size(dim) == 1 || map.stride(dim) == elements; };
+    const bool is_even =
+        channels_last ? step(1, 1) && (width == 1 || step(2, width * map.stride(3))) : step(3, 1) && step(2, width);
+    return is_even ? map
+                   : map.contiguous(channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  }
+};
+
+// The rows of an even map.
+template <typename scalar_t>
+class MapRows {
+ public:
+  MapRows() = default;
+  MapRows(const Matrix& matrix, const at::Tensor& map)
+      : data_(elements_of<scalar_t>(map)), rows_of_image_(matrix.rows_of_image), image_step_(map.stride(0)) {
+    row_step_ = map.stride(matrix.channels_last ? (map.size(3) == 1 ? 2 : 3) : 1);
+  }
+
+  explicit operator bool() const { return data_ != nullptr; }
+  scalar_t* operator[](int64_t row) const {
+    return data_ + row / rows_of_image_ * image_step_ + row % rows_of_image_ * row_step_;
+  }
+
+ private:
+  scalar_t* data_ = nullptr;
+  int64_t rows_of_image_ = 1, image_step_ = 0, row_step_ = 0;
 };
 
 template <typename scalar_t>
 struct EpilogueForward {
   Matrix matrix;
-  const scalar_t *z, *residual;  // residual may be null
+  MapRows<const scalar_t> z, residual;  // residual may be absent
   const acc_of<scalar_t>*scale, *shift;
   Activation activation;
-  scalar_t* y;
+  MapRows<scalar_t> y;
 };
 
 template <typename scalar_t>
 struct EpilogueSums {
   Matrix matrix;
-  const scalar_t *dy, *z;
+  MapRows<const scalar_t> dy, z;
   const acc_of<scalar_t>* center;
   Activation activation;
   acc_of<scalar_t>*sum_dy, *sum_dy_act;
@@ -51,10 +83,10 @@ struct EpilogueSums {
 template <typename scalar_t>
 struct EpilogueBackward {
   Matrix matrix;
-  const scalar_t *dy, *z;
+  MapRows<const scalar_t> dy, z;
   const acc_of<scalar_t>*c0, *c1, *c2;
   Activation activation;
-  scalar_t* dz;
+  MapRows<scalar_t> dz;
 };
 
 }  // namespace
@@ -69,14 +101,19 @@ void CpuEpilogue::epilogue_forward(const at::Tensor& z, const OptionalTensor& sc
                                    const OptionalTensor& residual, int64_t activation, const at::Tensor& y) {
   dispatch_floating(z.scalar_type(), "depthwise_conv2d", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const auto format = z.suggest_memory_format();
-    const at::Tensor dense = z.contiguous(format), past = residual ? residual->contiguous(format) : at::Tensor();
+    const Matrix matrix(y);
+    const at::Tensor even = matrix.even(z), past = residual ? matrix.even(*residual) : at::Tensor();
     const auto scales = padded_parameter<scalar_t>(scale, z.size(1), 1);
     const auto shifts = padded_parameter<scalar_t>(shift, z.size(1), 0);
     select_isa(&baseline::epilogue_forward<scalar_t>, &avx2::epilogue_forward<scalar_t>,
                &avx512::epilogue_forward<scalar_t>)(
-        {Matrix(z), dense.const_data_ptr<scalar_t>(), residual ? past.const_data_ptr<scalar_t>() : nullptr,
-         scales.get(), shifts.get(), static_cast<Activation>(activation), y.mutable_data_ptr<scalar_t>()});
+        {matrix,
+         {matrix, even},
+         residual ? MapRows<const scalar_t>(matrix, past) : MapRows<const scalar_t>(),
+         scales.get(),
+         shifts.get(),
+         static_cast<Activation>(activation),
+         {matrix, y}});
   });
 }
 
@@ -85,12 +122,17 @@ void CpuEpilogue::epilogue_sums(const at::Tensor& dy, const at::Tensor& z, const
   dispatch_floating(z.scalar_type(), "depthwise_conv2d", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_of<scalar_t>;
-    const auto format = z.suggest_memory_format();
-    const at::Tensor dense = z.contiguous(format), gradient = dy.contiguous(format);
+    const Matrix matrix(z);
+    const at::Tensor even = matrix.even(z), gradient = matrix.even(dy);
     const auto centers = padded_parameter<scalar_t>(center, z.size(1), 0);
-    select_isa(&baseline::epilogue_sums<scalar_t>, &avx2::epilogue_sums<scalar_t>, &avx512::epilogue_sums<scalar_t>)(
-        {Matrix(z), gradient.const_data_ptr<scalar_t>(), dense.const_data_ptr<scalar_t>(), centers.get(),
-         static_cast<Activation>(activation), sum_dy.mutable_data_ptr<acc_t>(), sum_dy_act.mutable_data_ptr<acc_t>()});
+    select_isa(&baseline::epilogue_sums<scalar_t>, &avx2::epilogue_sums<scalar_t>,
+               &avx512::epilogue_sums<scalar_t>)({matrix,
+                                                  {matrix, gradient},
+                                                  {matrix, even},
+                                                  centers.get(),
+                                                  static_cast<Activation>(activation),
+                                                  sum_dy.mutable_data_ptr<acc_t>(),
+                                                  sum_dy_act.mutable_data_ptr<acc_t>()});
   });
 }
 
@@ -99,15 +141,20 @@ void CpuEpilogue::epilogue_backward(const at::Tensor& dy, const at::Tensor& z, c
                                     const at::Tensor& dz) {
   dispatch_floating(z.scalar_type(), "depthwise_conv2d", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const auto format = z.suggest_memory_format();
-    const at::Tensor dense = z.contiguous(format), gradient = dy.contiguous(format);
+    const Matrix matrix(dz);
+    const at::Tensor even = matrix.even(z), gradient = matrix.even(dy);
     const auto of_dy = padded_parameter<scalar_t>(c0, z.size(1), 1);
     const auto of_act = padded_parameter<scalar_t>(c1, z.size(1), 0);
     const auto constant = padded_parameter<scalar_t>(c2, z.size(1), 0);
     select_isa(&baseline::epilogue_backward<scalar_t>, &avx2::epilogue_backward<scalar_t>,
-               &avx512::epilogue_backward<scalar_t>)(
-        {Matrix(z), gradient.const_data_ptr<scalar_t>(), dense.const_data_ptr<scalar_t>(), of_dy.get(), of_act.get(),
-         constant.get(), static_cast<Activation>(activation), dz.mutable_data_ptr<scalar_t>()});
+               &avx512::epilogue_backward<scalar_t>)({matrix,
+                                                      {matrix, gradient},
+                                                      {matrix, even},
+                                                      of_dy.get(),
+                                                      of_act.get(),
+                                                      constant.get(),
+                                                      static_cast<Activation>(activation),
+                                                      {matrix, dz}});
   });
 }
 

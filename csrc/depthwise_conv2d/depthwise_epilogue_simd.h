@@ -32,8 +32,8 @@ inline Vector<acc_t> parameter_at(const Matrix& matrix, const Piece& piece, cons
 
 // A piece of a matrix, zeros behind it up to whole vectors.
 template <typename scalar_t>
-void load_piece(const Matrix& matrix, const Piece& piece, const scalar_t* from, acc_type<scalar_t>* to) {
-  load_row(from + piece.row * matrix.columns + piece.first, 1, piece.size, to);
+void load_piece(const Piece& piece, const MapRows<const scalar_t>& from, acc_type<scalar_t>* to) {
+  load_row(from[piece.row] + piece.first, 1, piece.size, to);
   std::fill(to + piece.size, to + piece.width, acc_type<scalar_t>(0));
 }
 
@@ -45,15 +45,15 @@ void epilogue_forward(const EpilogueForward<scalar_t>& e) {
     const Scratch<acc_t> values(kLongestPiece), past(kLongestPiece);
     std::fill_n(past.get(), kLongestPiece, acc_t(0));
     for_pieces<acc_t>(e.matrix, begin, end, [&](const Piece& piece) {
-      load_piece(e.matrix, piece, e.z, values.get());
-      if (e.residual != nullptr) load_piece(e.matrix, piece, e.residual, past.get());
+      load_piece(piece, e.z, values.get());
+      if (e.residual) load_piece(piece, e.residual, past.get());
       activate<scalar_t>(e.activation, BiasedRows<acc_t>{values.get(), nullptr, 1, piece.width});
       for (int64_t i = 0; i < piece.width; i += kLanes<acc_t>) {
         const Vector<acc_t> scale = parameter_at(e.matrix, piece, e.scale, i);
         const Vector<acc_t> shift = parameter_at(e.matrix, piece, e.shift, i);
         store(values.get() + i, load(past.get() + i) + (load(values.get() + i) * scale + shift));
       }
-      store_row(e.y + piece.row * e.matrix.columns + piece.first, piece.size, values.get());
+      store_row(e.y[piece.row] + piece.first, piece.size, values.get());
     });
   });
 }
@@ -63,8 +63,8 @@ template <typename scalar_t, typename F>
 void for_products(const EpilogueSums<scalar_t>& e, const Piece& piece, acc_type<scalar_t>* dy, acc_type<scalar_t>* act,
                   const F& take) {
   using acc_t = acc_type<scalar_t>;
-  load_piece(e.matrix, piece, e.dy, dy);
-  load_piece(e.matrix, piece, e.z, act);
+  load_piece(piece, e.dy, dy);
+  load_piece(piece, e.z, act);
   activate<scalar_t>(e.activation, BiasedRows<acc_t>{act, nullptr, 1, piece.width});
   for (int64_t i = 0; i < piece.width; i += kLanes<acc_t>) {
     const Vector<acc_t> d = load(dy + i);
@@ -141,8 +141,8 @@ void epilogue_backward(const EpilogueBackward<scalar_t>& e) {
   at::parallel_for(0, e.matrix.rows, rows_per_task(e.matrix.columns), [&](int64_t begin, int64_t end) {
     const Scratch<acc_t> act(kLongestPiece), dy(kLongestPiece), slope(kLongestPiece);
     for_pieces<acc_t>(e.matrix, begin, end, [&](const Piece& piece) {
-      load_piece(e.matrix, piece, e.z, act.get());
-      load_piece(e.matrix, piece, e.dy, dy.get());
+      load_piece(piece, e.z, act.get());
+      load_piece(piece, e.dy, dy.get());
       std::fill_n(slope.get(), piece.width, acc_t(1));
       activate_backward<scalar_t>(e.activation, BiasedRows<acc_t>{act.get(), nullptr, 1, piece.width}, slope.get());
       for (int64_t i = 0; i < piece.width; i += kLanes<acc_t>) {
@@ -151,7 +151,7 @@ void epilogue_backward(const EpilogueBackward<scalar_t>& e) {
                                  parameter_at(e.matrix, piece, e.c2, i);
         store(dy.get() + i, da * load(slope.get() + i));
       }
-      store_row(e.dz + piece.row * e.matrix.columns + piece.first, piece.size, dy.get());
+      store_row(e.dz[piece.row] + piece.first, piece.size, dy.get());
     });
   });
 }

@@ -86,7 +86,7 @@ def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tenso
         # In float32 also where the buffers are of lower precision.
         dtype = torch.promote_types(x.dtype, torch.float32)
         mean, var = norm.running_mean.to(dtype), norm.running_var.to(dtype)
-        _, scale, shift = normalization(mean, var, norm.weight, norm.bias, norm.eps)
+        scale, shift = normalization(mean, var, norm.weight, norm.bias, norm.eps)
         return MF.depthwise_conv2d(
             x,
             conv.weight,

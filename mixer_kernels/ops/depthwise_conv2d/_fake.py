@@ -88,6 +88,45 @@ def epilogue_backward(
     return like(z, z.shape)
 
 
+def batch_norm_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return tensors like y, mean and variance."""
+    return like(x, x.shape), sums(x), sums(x)
+
+
+def batch_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional,
+    norm_weight: Optional,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: int,
+    wants_input: bool,
+    wants_convolution: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Return tensors like the gradients of x, weight, bias, norm_weight and norm_bias."""
+    dx = like(x, x.shape) if wants_input else x.new_empty(0)
+    channels = x.shape[1] if wants_convolution else 0
+    dweight = x.new_empty(weight.shape if wants_convolution else 0)
+    return dx, dweight, x.new_empty(channels), sums(x), sums(x)
+
+
 def like(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Return an empty tensor of this shape in the memory format of ``x``."""
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=suggest_memory_format(x))

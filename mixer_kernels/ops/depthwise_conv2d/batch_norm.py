@@ -8,7 +8,7 @@ import torch
 
 from mixer_kernels.ops import _backend, _checks
 from mixer_kernels.ops._activation import activation_code
-from mixer_kernels.ops.depthwise_conv2d import reference
+from mixer_kernels.ops.depthwise_conv2d import native_impl, reference
 from mixer_kernels.ops.depthwise_conv2d._arguments import (
     Geometry,
     Optional,
@@ -19,7 +19,10 @@ from mixer_kernels.ops.depthwise_conv2d.op import IMPLEMENTATIONS, ORDER, choose
 
 
 class DepthwiseConvBatchNormFunction(torch.autograd.Function):
-    """``x + BN(act(conv(x) + bias))``; x, ``conv(x) + bias`` and two numbers a channel are saved for backward.
+    """``x + BN(act(conv(x) + bias))``; x and two numbers a channel are saved for backward.
+
+    On the CPU the native kernels convolve again in backward, some channels at a time; elsewhere ``conv(x) + bias`` is
+    saved too.
 
     ``apply(x, weight, bias, norm_weight, norm_bias, eps, geometry, activation, backend)``, with an activation's code.
     """
@@ -38,11 +41,9 @@ class DepthwiseConvBatchNormFunction(torch.autograd.Function):
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return y, (B, C, H, W), and the mean and variance of the activations, (C,)."""
-        y, mean, var, z, rstd = _forward(
-            x, weight, bias, norm_weight, norm_bias, eps, geometry, activation, IMPLEMENTATIONS[backend]
-        )
-        ctx.save_for_backward(x, weight, norm_weight, z, mean, rstd)
-        ctx.geometry, ctx.activation, ctx.backend = geometry, activation, backend
+        y, mean, var, z = _forward(x, weight, bias, norm_weight, norm_bias, eps, geometry, activation, backend)
+        ctx.save_for_backward(x, weight, bias, norm_weight, mean, var, z)
+        ctx.eps, ctx.geometry, ctx.activation, ctx.backend = eps, geometry, activation, backend
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
@@ -50,25 +51,14 @@ class DepthwiseConvBatchNormFunction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor, _mean: Optional, _var: Optional) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
-        x, weight, norm_weight, z, mean, rstd = ctx.saved_tensors
-        kernels = IMPLEMENTATIONS[ctx.backend]
+        x, weight, bias, norm_weight, mean, var, z = ctx.saved_tensors
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        dx = dweight = dbias = None
-        dnorm_bias, sum_dy_centered = kernels.epilogue_sums(dy, z, mean, ctx.activation)
-        dnorm_weight = sum_dy_centered * rstd
-        if wants_x or wants_weight or wants_bias:
-            # With a = act(z) and n = (a - mean) * rstd of N numbers a channel, the gradient of a is
-            # gamma * rstd * (dy - sum(dy) / N - n * sum(dy * n) / N), linear in dy and a.
-            c0 = rstd if norm_weight is None else rstd * norm_weight
-            count = z.shape[0] * z.shape[2] * z.shape[3]
-            c1 = -c0 * rstd * dnorm_weight / count
-            c2 = -c0 * dnorm_bias / count - c1 * mean
-            dz = kernels.epilogue_backward(dy, z, c0, c1, c2, ctx.activation)
-            if wants_x:
-                dx = kernels.backward_input(dz, weight, dy, *x.shape[2:], *ctx.geometry)
-            if wants_weight or wants_bias:
-                dweight, dbias = kernels.backward_weight(dz, x, weight.shape[2:], *ctx.geometry)
-        gradients = (dx, dweight, dbias, dnorm_weight, dnorm_bias)
+        given = dy, x, weight, norm_weight, mean, var
+        how = ctx.eps, ctx.geometry, ctx.activation, wants_x, wants_weight or wants_bias
+        if z is None:
+            gradients = native_impl.batch_norm_backward(*given, bias, *how)
+        else:
+            gradients = _backward(*given, z, *how, IMPLEMENTATIONS[ctx.backend])
         return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None, None
 
 
@@ -89,8 +79,9 @@ def depthwise_conv2d_batch_norm(
     """Run the depthwise half of a ConvMixer layer in training, residual included (ConvMixer, eq. 2).
 
     ``y = x + norm_weight * (a - mean) / sqrt(var + eps) + norm_bias`` with ``a = act(conv(x) + bias)`` (arXiv
-    2201.09792), where mean and variance are those of a over the batch and all pixels. Two passes over the map: the
-    first convolves and takes the statistics. Backward keeps x and ``conv(x) + bias``.
+    2201.09792), where mean and variance are those of a over the batch and all pixels. On the CPU the native kernels
+    take some channels at a time, and backward keeps x alone; elsewhere there are two passes over the map, of which the
+    first convolves and takes the statistics, and backward keeps x and ``conv(x) + bias``.
 
     Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the norm are not.
 
@@ -134,19 +125,19 @@ def depthwise_conv2d_batch_norm(
     if name == _backend.REFERENCE:
         return reference.depthwise_conv2d_batch_norm(*tensors, eps, activation, *geometry)
     if not _checks.needs_grad(*tensors):
-        y, mean, var, *_ = _forward(*tensors, eps, geometry, code, IMPLEMENTATIONS[name])
+        y, mean, var, _ = _forward(*tensors, eps, geometry, code, name)
         return y, mean, var
     return DepthwiseConvBatchNormFunction.apply(*tensors, eps, geometry, code, name)
 
 
 def normalization(
     mean: torch.Tensor, var: torch.Tensor, norm_weight: Optional, norm_bias: Optional, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return 1 / standard deviation, and BatchNorm as ``scale * a + shift``, (C,) each, in the dtype of ``mean``."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return BatchNorm as ``scale * a + shift``, (C,) each, in the dtype of ``mean``."""
     rstd = (var + eps).rsqrt()
     scale = rstd if norm_weight is None else rstd * norm_weight
     shift = -mean * scale if norm_bias is None else norm_bias - mean * scale
-    return rstd, scale, shift
+    return scale, shift
 
 
 def _forward(
@@ -158,9 +149,48 @@ def _forward(
     eps: float,
     geometry: Geometry,
     activation: int,
-    kernels: Any,
-) -> tuple[torch.Tensor, ...]:
-    """Return y, the statistics, and what backward needs beside them: ``conv(x) + bias`` and 1 / standard deviation."""
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Optional]:
+    """Return y, the statistics and, unless backward does without, ``conv(x) + bias``."""
+    if backend == _backend.NATIVE and x.device.type == "cpu":
+        parameters = weight, bias, norm_weight, norm_bias
+        return *native_impl.batch_norm_forward(x, *parameters, eps, geometry, activation), None
+    kernels = IMPLEMENTATIONS[backend]
     z, mean, var = kernels.statistics(x, weight, bias, *geometry, activation)
-    rstd, scale, shift = normalization(mean, var, norm_weight, norm_bias, eps)
-    return kernels.epilogue_forward(z, scale, shift, x, activation), mean, var, z, rstd
+    scale, shift = normalization(mean, var, norm_weight, norm_bias, eps)
+    return kernels.epilogue_forward(z, scale, shift, x, activation), mean, var, z
+
+
+def _backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    norm_weight: Optional,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    z: torch.Tensor,
+    eps: float,
+    geometry: Geometry,
+    activation: int,
+    wants_input: bool,
+    wants_convolution: bool,
+    kernels: Any,
+) -> tuple[Optional, ...]:
+    """Return the gradients of x, weight, bias, norm_weight and norm_bias."""
+    rstd = (var + eps).rsqrt()
+    dx = dweight = dbias = None
+    dnorm_bias, sum_dy_centered = kernels.epilogue_sums(dy, z, mean, activation)
+    dnorm_weight = sum_dy_centered * rstd
+    if wants_input or wants_convolution:
+        # With a = act(z) and n = (a - mean) * rstd of N numbers a channel, the gradient of a is
+        # gamma * rstd * (dy - sum(dy) / N - n * sum(dy * n) / N), linear in dy and a.
+        c0 = rstd if norm_weight is None else rstd * norm_weight
+        count = z.shape[0] * z.shape[2] * z.shape[3]
+        c1 = -c0 * rstd * dnorm_weight / count
+        c2 = -c0 * dnorm_bias / count - c1 * mean
+        dz = kernels.epilogue_backward(dy, z, c0, c1, c2, activation)
+        if wants_input:
+            dx = kernels.backward_input(dz, weight, dy, *x.shape[2:], *geometry)
+        if wants_convolution:
+            dweight, dbias = kernels.backward_weight(dz, x, weight.shape[2:], *geometry)
+    return dx, dweight, dbias, dnorm_weight, dnorm_bias

@@ -8,7 +8,7 @@ import torch
 
 from mixer_kernels.ops import _native
 from mixer_kernels.ops.depthwise_conv2d import _fake
-from mixer_kernels.ops.depthwise_conv2d._arguments import Optional
+from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional
 
 # Of taps along either dimension of a kernel.
 MAX_TAPS = 63
@@ -105,6 +105,42 @@ def epilogue_backward(
     return torch.ops.mixer_kernels.depthwise_epilogue_bwd(dy, z, c0, c1, c2, activation)
 
 
+def batch_norm_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional,
+    norm_weight: Optional,
+    norm_bias: Optional,
+    eps: float,
+    geometry: Geometry,
+    activation: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ``x + BN(act(conv(x) + bias))``, and mean and biased variance of the activations, (C,); on the CPU."""
+    return torch.ops.mixer_kernels.depthwise_conv2d_batch_norm_fwd(
+        x, weight, bias, norm_weight, norm_bias, eps, *geometry, activation
+    )
+
+
+def batch_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    norm_weight: Optional,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    bias: Optional,
+    eps: float,
+    geometry: Geometry,
+    activation: int,
+    wants_input: bool,
+    wants_convolution: bool,
+) -> tuple[Optional, ...]:
+    """Return the gradients of x, weight, bias, norm_weight and norm_bias, empty where they are not wanted."""
+    return torch.ops.mixer_kernels.depthwise_conv2d_batch_norm_bwd(
+        dy, x, weight, bias, norm_weight, mean, var, eps, *geometry, activation, wants_input, wants_convolution
+    )
+
+
 if _native.extension is not None:
     torch.library.register_fake("mixer_kernels::depthwise_conv2d_fwd", _fake.forward)
     torch.library.register_fake("mixer_kernels::depthwise_conv2d_bwd_input", _fake.backward_input)
@@ -113,3 +149,5 @@ if _native.extension is not None:
     torch.library.register_fake("mixer_kernels::depthwise_epilogue_fwd", _fake.epilogue_forward)
     torch.library.register_fake("mixer_kernels::depthwise_epilogue_sums", _fake.epilogue_sums)
     torch.library.register_fake("mixer_kernels::depthwise_epilogue_bwd", _fake.epilogue_backward)
+    torch.library.register_fake("mixer_kernels::depthwise_conv2d_batch_norm_fwd", _fake.batch_norm_forward)
+    torch.library.register_fake("mixer_kernels::depthwise_conv2d_batch_norm_bwd", _fake.batch_norm_backward)
