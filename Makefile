@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
+# Two test processes on two cores: threads that wait must not keep the other process from running.
+PYTEST_OPTIONS := -n auto --maxprocesses 4 --dist loadfile
+TEST_ENVIRONMENT := OMP_WAIT_POLICY=passive
 BUILD_FILES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 
 .PHONY: bench bench-full test lint format cuda-check package-check gpu-check clean
@@ -15,7 +18,7 @@ bench-full: $(VENV)/.built
 	$(BIN)/python -m mixer_kernels bench --preset full
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
@@ -33,7 +36,7 @@ format: $(VENV)/.built
 cuda-check: $(CUDA_VENV)/.installed
 	MIXER_KERNELS_CUDA=1 $(CUDA_VENV)/bin/pip install --no-deps --force-reinstall .
 	$(CUDA_VENV)/bin/python tests/check_cuda_build.py
-	$(CUDA_VENV)/bin/pytest
+	$(TEST_ENVIRONMENT) $(CUDA_VENV)/bin/pytest $(PYTEST_OPTIONS)
 
 # Every way to install: sdist, wheel, without build isolation.
 package-check: $(VENV)/.built

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,6 @@ FLAGS = [
     "-fno-var-tracking",  # half the compile time
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 ]
-# The one that takes longest to compile comes first.
-PROGRAMS = (
-    "token_mixing_emulated",
-    "affine_token_linear_emulated",
-    "depthwise_conv2d_emulated",
-    "split_attention_emulated",
-    "spatial_shift_emulated",
-    "self_test",
-)
 
 # As csrc/common/element_type.h numbers them; bfloat16 travels as its bits.
 ELEMENT_TYPES = {
@@ -80,9 +70,17 @@ def compile_program(name: str) -> Path:
     return program
 
 
+class Programs(dict[str, Path]):
+    """The compiled programs by name; a program is compiled when a test first asks for it."""
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = compile_program(name)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The compiled programs; skips where the machine cannot compile or run them."""
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """The programs; skips where the machine cannot compile or run them."""
     cxx = compiler()
     if cxx is None:
         pytest.skip("the emulator needs GCC, and none was found")
@@ -95,5 +93,4 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.skip(
             f"the emulator needs AddressSanitizer and UBSan, and {cxx} cannot link and run them (libasan, libubsan)"
         )
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(PROGRAMS, pool.map(compile_program, PROGRAMS), strict=True))
+    return Programs()
