@@ -50,6 +50,14 @@ void finish_row(const Epilogue<scalar_t>& e, int64_t channel, const scalar_t* re
   }
 }
 
+// Calls f(channel, row) for the first rows of the steps of every channel of a tile.
+template <typename F>
+void for_steps(const TileOfMap& tile, int64_t step, const F& f) {
+  for (int64_t channel = 0; channel < tile.channels; ++channel) {
+    for (int64_t row = 0; row < tile.rows; row += step) f(channel, row);
+  }
+}
+
 // Parallel over tiles of planes, or of blocks of planes where the channels of the map are side by side.
 template <typename scalar_t, typename Convolution>
 void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
@@ -71,16 +79,16 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
       const TileOfMap tile = grid[task_at(index)];
       convolution.inputs().fill_tile(tile);
       if (residual) residual->fill(e.residual, c.out, tile, tile.row, tile.column, tile.rows);
-      const int64_t steps = (tile.rows + convolution.step() - 1) / convolution.step();
-      for (int64_t part = 0; part < tile.channels * steps; ++part) {
-        const int64_t channel = part / steps, row = part % steps * convolution.step();
+      for_steps(tile, convolution.step(), [&](int64_t channel, int64_t row) {
         const int64_t rows = std::min(convolution.step(), tile.rows - row);
         float* const out = values.get() + row * pitch;
         convolution.run(tile, channel, row, out);
         // Last: a sum that begins with the bias is rounded at its size.
         const float* const bias = e.bias == nullptr ? nullptr : e.bias + tile.channel + channel;
-        activate<scalar_t>(moments.mean == nullptr ? e.activation : Activation::kNone,
-                           BiasedRows<float>{out, bias, 1, rows * pitch});
+        const Activation activation = moments.mean == nullptr ? e.activation : Activation::kNone;
+        if (bias != nullptr || activation != Activation::kNone) {
+          activate<scalar_t>(activation, BiasedRows<float>{out, bias, 1, rows * pitch});
+        }
         const auto* const past =
             residual ? reinterpret_cast<const scalar_t*>(residual->window(channel, 0)) + row * pitch : nullptr;
         // Rows without a gap are one.
@@ -93,12 +101,12 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
                             : y.pixel(tile.image, tile.channel + channel, tile.row + row + line, tile.column),
                      streamed && !across);
         }
-        if (moments.mean == nullptr) continue;
+        if (moments.mean == nullptr) return;
         activate<scalar_t>(e.activation, BiasedRows<float>{out, nullptr, 1, rows * pitch});
-        if (row + rows < tile.rows) continue;
+        if (row + rows < tile.rows) return;
         const int64_t to = task_at(index) * grid.block() + channel;
         plane_moments(values.get(), pitch, tile, moments.mean + to, moments.deviations + to);
-      }
+      });
       if (across) store_across(finished.get(), plane, pitch, tile, y, streamed);
     }
     if (streamed) end_of_stream();

@@ -63,7 +63,19 @@ class RowConvolution {
         pitch_(whole_vectors<bits_type<scalar_t>>(c.tile.w)),
         rows_((c.tile.h + kPlaneRows - 1) / kPlaneRows * kPlaneRows),
         weight_(c.kernel.h * c.kernel.w),
-        x_(c, rows_, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)) {}
+        x_(c, rows_, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)) {
+    // Long sums are made of short ones.
+    const int64_t tall = (c.kernel.h + kKernelRows - 1) / kKernelRows;
+    const int64_t most = std::max<int64_t>(1, kLongestSum * tall / c.kernel.h);
+    const int64_t wide = (c.kernel.w + most - 1) / most;
+    for (int64_t i = 0; i < tall; ++i) {
+      const int64_t kh = i * c.kernel.h / tall, kh_end = (i + 1) * c.kernel.h / tall;
+      for (int64_t j = 0; j < wide; ++j) {
+        const int64_t kw = j * c.kernel.w / wide, kw_end = (j + 1) * c.kernel.w / wide;
+        parts_.push_back({kh, kh_end - kh, kw, kw_end - kw});
+      }
+    }
+  }
 
   static void release() {}
 
@@ -77,37 +89,41 @@ class RowConvolution {
   // One step of the outputs of a channel of the tile, from row `row` on.
   void run(const TileOfMap& tile, int64_t channel, int64_t row, float* out) {
     set_kernel(tile.channel + channel);
-    // Long sums are made of short ones.
-    const int64_t tall = (c_.kernel.h + kKernelRows - 1) / kKernelRows;
-    const int64_t most = std::max<int64_t>(1, kLongestSum * tall / c_.kernel.h);
-    const int64_t wide = (c_.kernel.w + most - 1) / most;
     const float* const x = x_.window(channel, 0) + row * x_.width();
-    for (int64_t part = 0; part < tall * wide; ++part) {
-      const int64_t kh = part / wide * c_.kernel.h / tall, kh_end = (part / wide + 1) * c_.kernel.h / tall;
-      const int64_t kw = part % wide * c_.kernel.w / wide, kw_end = (part % wide + 1) * c_.kernel.w / wide;
+    for (const Part& part : parts_) {
+      const float* const in = x + part.row * x_.width() + part.column;
+      const float* const weight = weight_.get() + part.column * c_.kernel.h + part.row;
       for (int64_t column = 0; column < pitch_; column += kPlaneVectors * kLanes<float>) {
         const int64_t vectors = std::min<int64_t>(kPlaneVectors, (pitch_ - column) / kLanes<float>);
-        convolve_rows_of(kh_end - kh, vectors, std::make_integer_sequence<int, kKernelRows * kPlaneVectors>{})(
-            x + kh * x_.width() + column + kw, x_.width(), weight_.get() + kw * c_.kernel.h + kh, c_.kernel.h,
-            kw_end - kw, part > 0, out + column, pitch_);
+        convolve_rows_of(part.rows, vectors, std::make_integer_sequence<int, kKernelRows * kPlaneVectors>{})(
+            in + column, x_.width(), weight, c_.kernel.h, part.columns, &part != parts_.data(), out + column, pitch_);
       }
     }
   }
 
  private:
+  // Some rows and columns of the kernel.
+  struct Part {
+    int64_t row, rows, column, columns;
+  };
+
   void set_kernel(int64_t channel) {
     if (channel == channel_) return;
     channel_ = channel;
-    const int64_t taps = c_.kernel.h * c_.kernel.w;
+    const Extent kernel = c_.kernel;
+    const int64_t taps = kernel.h * kernel.w;
     const scalar_t* const from = c_.weight + channel * taps;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const int64_t kh = tap / c_.kernel.w, kw = tap % c_.kernel.w;
-      weight_.get()[kw * c_.kernel.h + kh] = static_cast<float>(from[c_.flipped ? taps - 1 - tap : tap]);
+    int64_t tap = 0;
+    for (int64_t kh = 0; kh < kernel.h; ++kh) {
+      for (int64_t kw = 0; kw < kernel.w; ++kw, ++tap) {
+        weight_.get()[kw * kernel.h + kh] = static_cast<float>(from[c_.flipped ? taps - 1 - tap : tap]);
+      }
     }
   }
 
   const Correlation<scalar_t>& c_;
   int64_t pitch_, rows_, channel_ = -1;
+  std::vector<Part> parts_;
   Scratch<float> weight_;  // (KW, KH)
   InputWindows<scalar_t, float> x_;
 };
