@@ -15,8 +15,10 @@ class BandedConvolution {
         width_((columns_ + c.kernel.w - 1 + 31) / 32 * 32),
         windows_((c.tile.w + columns_ - 1) / columns_),
         band_(c.kernel.h * width_ / 2 * columns_),
-        diagonals_(width_ + columns_),
-        x_(c, c.tile.h, windows_, columns_, width_) {}
+        pairs_(c.kernel.h * (width_ + columns_)),
+        x_(c, c.tile.h, windows_, columns_, width_) {
+    std::fill_n(pairs_.get(), c.kernel.h * (width_ + columns_), 0);
+  }
 
   InputWindows<scalar_t, uint16_t>& inputs() { return x_; }
 
@@ -41,27 +43,33 @@ class BandedConvolution {
   void set_kernel(int64_t channel) {
     if (channel == channel_) return;
     channel_ = channel;
-    const int64_t taps = c_.kernel.h * c_.kernel.w;
+    const Extent kernel = c_.kernel;
+    const int64_t taps = kernel.h * kernel.w, sequence = width_ + columns_, columns = columns_, width = width_;
     const auto* const weight = reinterpret_cast<const uint16_t*>(c_.weight) + channel * taps;
+    // All sequences first: a vector that is read just after a few of its elements were written waits for them.
+    for (int64_t kh = 0; kh < kernel.h; ++kh) {
+      // Pair m is that of the taps width - 2 - m and width - 1 - m; what no kernel reaches stays zero.
+      uint32_t* pair = pairs_.get() + kh * sequence + width - 1;
+      uint32_t tap = 0;
+      for (int64_t kw = 0; kw < kernel.w; ++kw, --pair) {
+        const int64_t index = kh * kernel.w + kw;
+        const uint32_t next = weight[c_.flipped ? taps - 1 - index : index];
+        *pair = tap | next << 16;
+        tap = next;
+      }
+      *pair = tap;
+    }
     uint32_t* to = band_.get();
-    for (int64_t kh = 0; kh < c_.kernel.h; ++kh) {
-      const auto tap = [&](int64_t kw) -> uint32_t {
-        if (kw < 0 || kw >= c_.kernel.w) return 0;
-        const int64_t index = kh * c_.kernel.w + kw;
-        return weight[c_.flipped ? taps - 1 - index : index];
-      };
-      // Pair m is that of the taps width - 2 - m and width - 1 - m.
-      std::fill_n(diagonals_.get(), width_ + columns_, 0);
-      for (int64_t kw = -1; kw < c_.kernel.w; ++kw) diagonals_.get()[width_ - 2 - kw] = tap(kw) | tap(kw + 1) << 16;
-      for (int64_t j = 0; j < width_; j += 2, to += columns_) {
-        const uint32_t* const from = diagonals_.get() + width_ - 2 - j;
-        for (int64_t n = 0; n < columns_; n += kLanes<uint32_t>) store(to + n, load(from + n));
+    for (int64_t kh = 0; kh < kernel.h; ++kh) {
+      const uint32_t* from = pairs_.get() + kh * sequence + width - 2;
+      for (int64_t j = 0; j < width; j += 2, from -= 2, to += columns) {
+        for (int64_t n = 0; n < columns; n += kLanes<uint32_t>) store(to + n, load(from + n));
       }
     }
   }
 
   const Correlation<scalar_t>& c_;
   int64_t columns_, width_, windows_, channel_ = -1;
-  Scratch<uint32_t> band_, diagonals_;
+  Scratch<uint32_t> band_, pairs_;
   InputWindows<scalar_t, uint16_t> x_;
 };
