@@ -124,14 +124,22 @@ def kernels_of(report: str) -> list[Kernel]:
     ]
 
 
+# Whole passes that the CPU takes some channels at a time; a GPU takes them in the passes of the other ops.
+CPU_ONLY = {"depthwise_conv2d_batch_norm_fwd", "depthwise_conv2d_batch_norm_bwd"}
+
+
 def unregistered_ops() -> list[str]:
-    """The ops of the table of contents that have no CUDA kernel."""
+    """The ops of the table of contents that have no CUDA kernel where they should have one."""
     schemas = (ROOT / "csrc" / "library.cpp").read_text()
     ops = re.findall(r'm\.def\(\s*"(\w+)\(', schemas)
     if not ops:
         return ["csrc/library.cpp declares no op"]
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return [f"{op} has no CUDA kernel" for op in ops if not has_kernel(f"mixer_kernels::{op}", "CUDA")]
+    return [
+        f"{op} has no CUDA kernel"
+        for op in ops
+        if op not in CPU_ONLY and not has_kernel(f"mixer_kernels::{op}", "CUDA")
+    ]
 
 
 def wrong_resources(arch: str, kernels: list[Kernel]) -> list[str]:
