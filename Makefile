@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
+BUILD_FILES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 # Two test processes on two cores: threads that wait must not keep the other process from running.
 PYTEST_OPTIONS := -n auto --maxprocesses 4 --dist loadfile
 TEST_ENVIRONMENT := OMP_WAIT_POLICY=passive
-BUILD_FILES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 
 .PHONY: bench bench-full test lint format cuda-check package-check gpu-check clean
 

@@ -109,8 +109,7 @@ void convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const
 
 // Of all tiles of a channel, one after another (Chan, Golub and LeVeque): no difference of large numbers.
 template <typename acc_t>
-static void merge_moments(const TileGrid& grid, const double* means, const double* deviations, acc_t* mean,
-                          acc_t* var) {
+void merge_moments(const TileGrid& grid, const double* means, const double* deviations, acc_t* mean, acc_t* var) {
   for (int64_t channel = 0; channel < grid.channels(); ++channel) {
     const int64_t size = grid.block(), block = channel / size, lane = channel % size;
     double count = 0, center = 0, squares = 0;

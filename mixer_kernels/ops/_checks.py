@@ -27,7 +27,7 @@ def check_dims(op: str, name: str, value: torch.Tensor, dims: str) -> None:
 
 def check_shape(op: str, name: str, value: torch.Tensor, shape: Sequence[int | str]) -> None:
     """Raise ValueError unless ``value`` has this shape; a string stands for any size."""
-    if value.shape == shape:
+    if value.shape == shape:  # nearly always, and the quickest to see
         return
     fits = value.dim() == len(shape) and all(
         isinstance(size, str) or value.shape[dim] == size for dim, size in enumerate(shape)
