@@ -174,11 +174,21 @@ def test_float64_is_exact(activation):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(dtype, isa):
     for form in (mixing, linear):
-        for sizes in ((2, 49, 96, 33), (3, 5, 30, 7), (1, 196, 130, 96)):
+        # From 512 channels of all images on, float32 is multiplied in parts where there is AMX.
+        for sizes in ((2, 49, 96, 33), (3, 5, 30, 7), (6, 49, 96, 33), (18, 5, 30, 7), (4, 196, 130, 96)):
             assert_accurate(form, "native", lambda sizes=sizes: draw(sizes, dtype))
-        assert_accurate(form, "native", lambda: draw((2, 20, 40, 9), dtype), LAYOUTS["transposed"])
+        assert_accurate(form, "native", lambda: draw((13, 20, 40, 9), dtype), LAYOUTS["transposed"])
     for activation in ACTIVATIONS:
         assert_accurate(linear, "native", lambda: draw((2, 20, 40, 9), torch.float32), activation=activation)
+
+
+def test_an_infinite_weight_keeps_its_sign_in_products(isa):
+    inputs = draw((2, 49, 300, 33), torch.float32)
+    inputs[3][3, 7] = -float("inf")
+    actual, expected = (linear(backend, activation=None)(*inputs) for backend in ("native", "reference"))
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.isinf() * actual.sign(), expected.isinf() * expected.sign())
+    assert expected[:, 3].isinf().all()
 
 
 def test_values_that_are_not_finite_stay_in_their_image(device, backend):

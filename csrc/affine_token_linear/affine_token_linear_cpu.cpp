@@ -1,6 +1,5 @@
 // The CPU kernels of the affine-folded linear over the tokens and their registration.
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -27,7 +26,6 @@ template <typename scalar_t>
 struct AffineLinear {
   int64_t tokens;
   Tiling tiles;
-  bool brgemm;  // bfloat16 products in PyTorch's brgemm
   Rows<const scalar_t> x;
   // With zeros behind them, up to whole vectors; scale = layer_scale * alpha, shift = layer_scale * beta.
   const acc_of<scalar_t>*alpha, *beta, *layer_scale, *scale, *shift;
@@ -71,7 +69,6 @@ class Arguments {
         bias_(padded_parameter<scalar_t>(bias, x.size(1), 0)),
         call_{x.size(1),
               Tiling(x.size(0), x.size(2)),
-              cpu_isa() == Isa::kAmx,
               Rows<const scalar_t>(x),
               alpha_.get(),
               beta_.get(),
@@ -116,8 +113,9 @@ at::Tensor forward(const at::Tensor& x, const OptionalTensor& alpha, const Optio
     using scalar_t = typename decltype(tag)::type;
     const Arguments<scalar_t> arguments(x, alpha, beta, weight, bias, layer_scale);
     select_isa(&baseline::affine_token_linear_forward<scalar_t>, &avx2::affine_token_linear_forward<scalar_t>,
-               &avx512::affine_token_linear_forward<scalar_t>,
-               &avx512_bf16::affine_token_linear_forward<scalar_t>)(arguments.call(), Rows<scalar_t>(y));
+               &avx512::affine_token_linear_forward<scalar_t>, &avx512_bf16::affine_token_linear_forward<scalar_t>,
+               &avx512_bf16::affine_token_linear_forward<scalar_t, avx512_bf16::AmxProduct<scalar_t>>)(
+        arguments.call(), Rows<scalar_t>(y));
   });
   return y;
 }
@@ -140,7 +138,8 @@ AffineTokenLinearBackward backward(const at::Tensor& dy, const at::Tensor& x, co
     const int64_t channels = x.size(2);
     const Scratch<acc_of<scalar_t>> sums(3 * channels);
     select_isa(&baseline::affine_token_linear_backward<scalar_t>, &avx2::affine_token_linear_backward<scalar_t>,
-               &avx512::affine_token_linear_backward<scalar_t>, &avx512_bf16::affine_token_linear_backward<scalar_t>)(
+               &avx512::affine_token_linear_backward<scalar_t>, &avx512_bf16::affine_token_linear_backward<scalar_t>,
+               &avx512_bf16::affine_token_linear_backward<scalar_t, avx512_bf16::AmxProduct<scalar_t>>)(
         call, Rows<const scalar_t>(dy),
         Gradients<scalar_t>{Rows<scalar_t>(dx), dweight.mutable_data_ptr<scalar_t>(),
                             bias ? dbias.mutable_data_ptr<scalar_t>() : nullptr, sums.get()});

@@ -3,10 +3,16 @@
 // Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include guard.
 
 #include "common/vector_simd.h"
-// It builds on that one, and the next one on it.
-#include "common/tile_gemm_simd.h"
-// Tiles of channels.
+// They build on it.
 #include "common/channel_tiles_simd.h"
+#include "common/units_simd.h"
+// They build on those.
+#include "common/amx_tiles_simd.h"
+#include "common/vector_product_simd.h"
+// It builds on the tiles.
+#include "common/amx_strips_simd.h"
+// It builds on the strips.
+#include "common/amx_product_simd.h"
 
 // The sums over the rows of the weight: what beta, the same in every token, is multiplied by.
 template <typename scalar_t>
@@ -26,25 +32,25 @@ Scratch<acc_type<scalar_t>> weight_row_sums(const AffineLinear<scalar_t>& m) {
 }
 
 // Parallel over tiles. y = x + scale * (weight x) + shift * rowsum(weight) + layer_scale * bias.
-template <typename scalar_t>
+template <typename scalar_t, typename Product = VectorProduct<scalar_t>>
 void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<scalar_t>& y) {
   using acc_t = acc_type<scalar_t>;
-  using operand_t = operand_type<scalar_t>;
   using vec = Vector<acc_t>;
-  const LeftOperand<scalar_t> weight(m.weight, m.tokens, m.tokens);
+  if (!Product::pays(m.tiles)) return affine_token_linear_forward<scalar_t>(m, y);
+  const typename Product::Left weight(m.weight, m.tokens, m.tokens);
   const Scratch<acc_t> row_sums = weight_row_sums(m);
 
   at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
-    Scratch<unit_type<operand_t>> panel(units<operand_t>(m.tokens) * m.tiles.columns);
+    const typename Product::Session session;
+    typename Product::Right panel(m.tokens, m.tiles.columns);
     Scratch<acc_t> block(kTileRows * m.tiles.columns);
     // Rows that are not whole vectors.
     Scratch<scalar_t> copies(2 * m.tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = Tile::of<acc_t>(m.tiles, index);
-      pack_tile(m.x, tile, m.tokens, panel.get());
+      panel.pack(m.x, tile, m.tokens);
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
-        multiply<operand_t>(m.brgemm, rows, tile.width, m.tokens, weight.row(token), weight.ld(), panel.get(),
-                            tile.width, false, block.get(), tile.width);
+        Product::multiply(rows, tile.width, m.tokens, weight.from(token), panel, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t row_sum = row_sums.get()[token + r], bias = m.bias[token + r];
           const acc_t* const product = block.get() + r * tile.width;
@@ -56,11 +62,11 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
         }
       });
     }
-    if (m.brgemm) at::native::cpublas::brgemm_release();
   });
 }
 
-// What one part of the tasks adds to the gradients of the parameters.
+// What one part of the tasks adds to the gradients of the parameters. There is room for more rows of the matrix, as
+// products write.
 template <typename scalar_t>
 struct ParameterGradients {
   using acc_t = acc_type<scalar_t>;
@@ -71,32 +77,31 @@ struct ParameterGradients {
   explicit ParameterGradients(const AffineLinear<scalar_t>& m)
       : ld(whole_vectors<acc_t>(m.tokens)),
         width(whole_vectors<acc_t>(m.tiles.channels)),
-        size(m.tokens * ld + m.tokens + 3 * width),
+        size(whole_strips(m.tokens) * ld + m.tokens + 3 * width),
         all(size),
         weight(all.get()),
-        bias(weight + m.tokens * ld),
+        bias(weight + whole_strips(m.tokens) * ld),
         channel_sums(bias + m.tokens) {
     std::fill_n(bias, m.tokens + 3 * width, acc_t(0));
   }
 };
 
 // Everything that one tile gives: dx, and its share of the gradients of the parameters.
-template <typename scalar_t>
+template <typename scalar_t, typename Product>
 class BackwardTile {
  public:
   using acc_t = acc_type<scalar_t>;
-  using operand_t = operand_type<scalar_t>;
 
   BackwardTile(const AffineLinear<scalar_t>& m, const Rows<const scalar_t>& dy, const Rows<scalar_t>& dx,
-               const LeftOperand<scalar_t>& transposed, const acc_t* row_sums)
+               const typename Product::Left& transposed, const acc_t* row_sums)
       : m_(m),
         dy_(dy),
         dx_(dx),
         transposed_(transposed),
         row_sums_(row_sums),
         dy_matrix_(m.tokens, m.tiles.columns),
-        inner_(m.tokens * m.tiles.columns),
-        turned_(units<operand_t>(m.tiles.columns) * whole_vectors<acc_t>(m.tokens)),
+        inner_(m.tokens, m.tiles.columns),
+        turned_(m.tiles.columns, whole_vectors<acc_t>(m.tokens)),
         dy_block_(kTileRows * m.tiles.columns),
         x_(kTileRows * m.tiles.columns),
         u_(kTileRows * m.tiles.columns) {}
@@ -105,8 +110,9 @@ class BackwardTile {
   void run(const Tile& tile, bool first, ParameterGradients<scalar_t>& gradients) {
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { load_dy(tile, token, rows, gradients.bias + token); });
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { backpropagate(tile, token, rows, gradients); });
-    multiply_transposed(m_.brgemm, tile, dy_matrix_.rows(), m_.tokens, inner_.get(), m_.tokens, turned_.get(), !first,
-                        gradients.weight, gradients.ld);
+    turned_.set_transposed(inner_.left(), m_.tokens, tile.width);
+    Product::multiply(m_.tokens, gradients.ld, tile.width, dy_matrix_.left(), turned_, !first, gradients.weight,
+                      gradients.ld);
   }
 
  private:
@@ -114,7 +120,7 @@ class BackwardTile {
 
   void load_dy(const Tile& tile, int64_t token, int64_t rows, acc_t* dbias) {
     load_rows(dy_, tile, token, rows, dy_block_.get());
-    dy_matrix_.store(dy_block_.get(), tile, token, rows);
+    dy_matrix_.store(dy_block_.get(), tile.width, token, rows);
     for (int64_t r = 0; r < rows; ++r) {
       dbias[r] += sum_vectors<acc_t>(tile.width, [&](int64_t i) {
         return load(m_.layer_scale + tile.first + i) * load(dy_block_.get() + r * tile.width + i);
@@ -126,8 +132,7 @@ class BackwardTile {
   // scale * x + shift: dy itself, which may have few digits to lose, stays as it is.
   void backpropagate(const Tile& tile, int64_t token, int64_t rows, ParameterGradients<scalar_t>& gradients) {
     acc_t *dy = dy_block_.get(), *x = x_.get(), *u = u_.get();
-    multiply<operand_t>(m_.brgemm, rows, tile.width, m_.tokens, transposed_.row(token), transposed_.ld(),
-                        dy_matrix_.panel(), tile.width, false, u, tile.width);
+    Product::multiply(rows, tile.width, m_.tokens, transposed_.from(token), dy_matrix_.right(), false, u, tile.width);
     load_rows(dy_, tile, token, rows, dy);
     load_rows(m_.x, tile, token, rows, x);
     for (int64_t i = 0; i < tile.width; i += kLanes<acc_t>) {
@@ -149,38 +154,39 @@ class BackwardTile {
       }
     }
     store_rows(dy, dx_, tile, token, rows);
-    store_row(inner_.get() + token * tile.width, rows * tile.width, x);
+    inner_.store(x, tile.width, token, rows);
   }
 
   const AffineLinear<scalar_t>& m_;
   const Rows<const scalar_t>& dy_;
   const Rows<scalar_t>& dx_;
-  const LeftOperand<scalar_t>& transposed_;
+  const typename Product::Left& transposed_;
   const acc_t* row_sums_;
-  TileMatrix<operand_t> dy_matrix_;
-  Scratch<operand_t> inner_;
-  Scratch<unit_type<operand_t>> turned_;
+  typename Product::TileMatrix dy_matrix_;
+  typename Product::TileRows inner_;
+  typename Product::Right turned_;
   Scratch<acc_t> dy_block_, x_, u_;
 };
 
 // Parallel over fixed parts of the tiles, each with its own sums.
-template <typename scalar_t>
+template <typename scalar_t, typename Product = VectorProduct<scalar_t>>
 void affine_token_linear_backward(const AffineLinear<scalar_t>& m, const Rows<const scalar_t>& dy,
                                   const Gradients<scalar_t>& out) {
   using acc_t = acc_type<scalar_t>;
   using Part = ParameterGradients<scalar_t>;
-  const auto transposed = LeftOperand<scalar_t>::transposed(m.weight, m.tokens, m.tokens);
+  if (!Product::pays(m.tiles)) return affine_token_linear_backward<scalar_t>(m, dy, out);
+  const auto transposed = Product::Left::transposed(m.weight, m.tokens, m.tokens);
   const Scratch<acc_t> row_sums = weight_row_sums(m);
 
   const int64_t tasks = m.tiles.tasks();
   std::vector<Part> parts;
   for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
   in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
-    BackwardTile<scalar_t> tile(m, dy, out.dx, transposed, row_sums.get());
+    const typename Product::Session session;
+    BackwardTile<scalar_t, Product> tile(m, dy, out.dx, transposed, row_sums.get());
     for (int64_t index = begin; index < end; ++index) {
       tile.run(Tile::of<acc_t>(m.tiles, index), index == begin, parts[part]);
     }
-    if (m.brgemm) at::native::cpublas::brgemm_release();
   });
   sum_parts(parts, &Part::weight, m.tokens, m.tokens, parts[0].ld, out.dweight);
   sum_parts(parts, &Part::bias, 1, m.tokens, 0, out.dbias);

@@ -8,7 +8,10 @@
 
 namespace mixer_kernels {
 
-constexpr int64_t kTileRows = 48;  // whole blocks of 6 rows for the registers and of 16 for AMX
+constexpr int64_t kStripRows = 16;  // of a tile of AMX: products write as many
+constexpr int64_t kTileRows = 96;   // pairs of whole strips, and blocks of 6 rows for the registers
+
+inline int64_t whole_strips(int64_t rows) { return (rows + kStripRows - 1) / kStripRows * kStripRows; }
 
 struct Tiling {
   int64_t batch, channels, columns;  // of a tile

@@ -1,5 +1,5 @@
-// Tiles of channels: their rows as accumulators and as operands of products, and sums over parts of the tasks.
-// Compiled once for each instruction set by foreach_isa.h after tile_gemm_simd.h, inside a namespace.
+// Tiles of channels, their rows as accumulators, and sums over parts of the tasks.
+// Compiled once for each instruction set by foreach_isa.h after vector_simd.h, inside a namespace.
 
 // The columns of one image that one task works on.
 struct Tile {
@@ -67,75 +67,6 @@ void map_row(const Rows<const scalar_t>& from, const Rows<scalar_t>& to, const T
 template <typename F>
 void for_row_blocks(int64_t rows, const F& f) {
   for (int64_t first = 0; first < rows; first += kTileRows) f(first, std::min(kTileRows, rows - first));
-}
-
-// A tensor's tile, all of its rows, as the panel of a product. No element is rounded.
-template <typename scalar_t>
-void pack_tile(const Rows<const scalar_t>& from, const Tile& tile, int64_t rows,
-               unit_type<operand_type<scalar_t>>* panel) {
-  if constexpr (std::is_same_v<operand_type<scalar_t>, acc_type<scalar_t>>) {
-    load_rows(from, tile, 0, rows, panel);
-  } else {
-    using bits = Vector<uint32_t>;
-    // Zeros behind the last column and below the last row.
-    Scratch<scalar_t> copies(2 * tile.width);
-    std::fill_n(copies.get(), 2 * tile.width, scalar_t(0));
-    const auto row_of = [&](int64_t row, scalar_t* copy) {
-      prefetch_row(from, tile, row);
-      return whole_row(from.row(tile.image, row) + tile.first * from.column_step, from.column_step, tile.columns, copy);
-    };
-    for (int64_t row = 0; row < rows; row += 2, panel += tile.width) {
-      const scalar_t* const low = row_of(row, copies.get());
-      if (row + 1 == rows) std::fill_n(copies.get() + tile.width, tile.width, scalar_t(0));
-      const scalar_t* const high =
-          row + 1 < rows ? row_of(row + 1, copies.get() + tile.width) : copies.get() + tile.width;
-      for (int64_t i = 0; i < tile.width; i += kLanes<uint32_t>) {
-        store(panel + i, (bits)load_as_acc(low + i) >> 16 | (bits)load_as_acc(high + i));
-      }
-    }
-  }
-}
-
-// A matrix (rows, columns of the tile), as the right operand of one product and as the left one of another.
-template <typename operand_t>
-class TileMatrix {
- public:
-  using acc_t = acc_type<operand_t>;
-  using unit_t = unit_type<operand_t>;
-
-  TileMatrix(int64_t rows, int64_t columns)
-      : panel_(kSame ? 0 : units<operand_t>(rows) * columns), rows_(rows * columns) {}
-
-  void store(const acc_t* from, const Tile& tile, int64_t first, int64_t rows) {
-    if constexpr (!kSame) {
-      pack_rows<operand_t>(from, tile.width, first, rows, tile.width, panel_.get(), tile.width);
-    }
-    store_row(rows_.get() + first * tile.width, rows * tile.width, from);
-  }
-
-  const unit_t* panel() const {
-    if constexpr (kSame) {
-      return rows_.get();
-    } else {
-      return panel_.get();
-    }
-  }
-  const operand_t* rows() const { return rows_.get(); }
-
- private:
-  static constexpr bool kSame = std::is_same_v<unit_t, operand_t>;
-  Scratch<unit_t> panel_;
-  Scratch<operand_t> rows_;
-};
-
-// out = left * right^T, over the columns of the tile; added to `out` if `accumulate`. `turned` is room for right^T.
-template <typename operand_t>
-void multiply_transposed(bool brgemm, const Tile& tile, const operand_t* left, int64_t left_rows,
-                         const operand_t* right, int64_t right_rows, unit_type<operand_t>* turned, bool accumulate,
-                         acc_type<operand_t>* out, int64_t ld_out) {
-  transpose(reinterpret_cast<const unit_type<operand_t>*>(right), units<operand_t>(tile.width), right_rows,
-            units<operand_t>(tile.width), turned, ld_out);
-  multiply<operand_t>(brgemm, left_rows, ld_out, tile.width, left, tile.width, turned, ld_out, accumulate, out, ld_out);
 }
 
 // Calls f(part, begin, end) for fixed parts of the tasks: what each adds up does not depend on the threads' timing.

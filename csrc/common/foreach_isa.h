@@ -3,7 +3,8 @@
 // carries every path, and no build flag differs. They are nobody else's: another file may use the same names. The named
 // file holds functions only: what it needs is included before this header, outside the target regions, so that no
 // shared inline function is ever compiled for an instruction set that the machine may lack. kVectorBytes is the width
-// of a register there; kHasBf16Dot whether there is a dot product of bfloat16 pairs.
+// of a register there; kHasBf16Dot whether there is a dot product of bfloat16 pairs. Where it is, there may be the tile
+// registers of AMX too, and MIXER_KERNELS_ISA_AMX is defined: has_amx() tells.
 
 #ifndef MIXER_KERNELS_ISA_FILE
 #error "define MIXER_KERNELS_ISA_FILE before including foreach_isa.h"
@@ -81,7 +82,9 @@ namespace {
 namespace avx512_bf16 {
 constexpr int kVectorBytes = 64;
 constexpr bool kHasBf16Dot = true;
+#define MIXER_KERNELS_ISA_AMX
 #include MIXER_KERNELS_ISA_FILE
+#undef MIXER_KERNELS_ISA_AMX
 }  // namespace avx512_bf16
 }  // namespace
 }  // namespace mixer_kernels

@@ -43,10 +43,17 @@ Isa detect() {
   return Isa::kBaseline;
 }
 
+Isa detected_isa() {
+  static const Isa detected = detect();
+  return detected;
+}
+
 }  // namespace
 
+bool has_amx() { return detected_isa() == Isa::kAmx; }
+
 Isa cpu_isa() {
-  static const Isa detected = detect();
+  const Isa detected = detected_isa();
   const char* asked = std::getenv("MIXER_KERNELS_ISA");
   if (asked != nullptr) {
     const Isa best = detected == Isa::kAvx512Bf16 ? Isa::kAmx : detected;

@@ -3,20 +3,25 @@
 
 namespace mixer_kernels {
 
-// kAmx runs the code of kAvx512Bf16, with its bfloat16 matrix products in PyTorch's brgemm.
+// kAmx runs the code of kAvx512Bf16, with matrix products of bfloat16 and of float32 in tile registers.
 enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The best of what the CPU has, unless MIXER_KERNELS_ISA=baseline|avx2|avx512|avx512_bf16|amx asks for another that it
-// can run (read at every call: tests walk it). brgemm runs wherever avx512_bf16 does, so amx can be asked for there.
+// can run (read at every call: tests walk it). Where there is avx512_bf16, amx can be asked for: the tile registers are
+// emulated then.
 Isa cpu_isa();
+
+// Whether the CPU has the tile registers.
+bool has_amx();
 
 const char* isa_name(Isa isa);
 
 // Picks between the copies of one function that foreach_isa.h compiled.
 template <typename Function>
-Function* select_isa(Function* baseline, Function* avx2, Function* avx512, Function* avx512_bf16) {
+Function* select_isa(Function* baseline, Function* avx2, Function* avx512, Function* avx512_bf16, Function* amx) {
   switch (cpu_isa()) {
     case Isa::kAmx:
+      return amx;
     case Isa::kAvx512Bf16:
       return avx512_bf16;
     case Isa::kAvx512:
@@ -26,6 +31,11 @@ Function* select_isa(Function* baseline, Function* avx2, Function* avx512, Funct
     default:
       return baseline;
   }
+}
+
+template <typename Function>
+Function* select_isa(Function* baseline, Function* avx2, Function* avx512, Function* avx512_bf16) {
+  return select_isa(baseline, avx2, avx512, avx512_bf16, avx512_bf16);
 }
 
 template <typename Function>

@@ -6,7 +6,7 @@
 
 #include "common/vector_simd.h"
 // It builds on that one, and the next one on it.
-#include "common/tile_gemm_simd.h"
+#include "common/units_simd.h"
 // Activations.
 #include "common/math_simd.h"
 // Tiles of maps, then what runs on them.

@@ -1,5 +1,5 @@
 // Tiles of maps with the columns of a channel side by side in the lanes of a vector, from and to either memory format.
-// Compiled once for each instruction set by foreach_isa.h after tile_gemm_simd.h, inside a namespace.
+// Compiled once for each instruction set by foreach_isa.h after units_simd.h, inside a namespace.
 
 // Elements of a plane: accumulators, or the bits of elements of two bytes.
 template <typename scalar_t>

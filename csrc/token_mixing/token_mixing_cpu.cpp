@@ -1,6 +1,5 @@
 // The CPU kernels of token mixing and their registration.
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -28,7 +27,6 @@ template <typename scalar_t>
 struct Mixing {
   int64_t batch, tokens, channels, hidden;
   Tiling tiles;
-  bool brgemm;  // bfloat16 products in PyTorch's brgemm
   double eps;
   Activation activation;
   Rows<const scalar_t> x;
@@ -80,7 +78,6 @@ class Arguments {
                 x.size(2),
                 weight1.size(0),
                 Tiling(x.size(0), x.size(2)),
-                cpu_isa() == Isa::kAmx,
                 eps,
                 static_cast<Activation>(activation),
                 Rows<const scalar_t>(x),
@@ -112,7 +109,8 @@ TokenMixingForward forward(const char* op, const at::Tensor& x, const OptionalTe
     using acc_t = acc_of<scalar_t>;
     const Arguments<scalar_t> arguments(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation);
     select_isa(&baseline::token_mixing_forward<scalar_t>, &avx2::token_mixing_forward<scalar_t>,
-               &avx512::token_mixing_forward<scalar_t>, &avx512_bf16::token_mixing_forward<scalar_t>)(
+               &avx512::token_mixing_forward<scalar_t>, &avx512_bf16::token_mixing_forward<scalar_t>,
+               &avx512_bf16::token_mixing_forward<scalar_t, avx512_bf16::AmxProduct<scalar_t>>)(
         arguments.mixing(), Rows<scalar_t>(y), mean.mutable_data_ptr<acc_t>(), rstd.mutable_data_ptr<acc_t>());
   });
   return {y, mean, rstd};
@@ -141,7 +139,8 @@ TokenMixingBackward backward(const char* op, const at::Tensor& dy, const at::Ten
       return present ? t.mutable_data_ptr<scalar_t>() : nullptr;
     };
     select_isa(&baseline::token_mixing_backward<scalar_t>, &avx2::token_mixing_backward<scalar_t>,
-               &avx512::token_mixing_backward<scalar_t>, &avx512_bf16::token_mixing_backward<scalar_t>)(
+               &avx512::token_mixing_backward<scalar_t>, &avx512_bf16::token_mixing_backward<scalar_t>,
+               &avx512_bf16::token_mixing_backward<scalar_t, avx512_bf16::AmxProduct<scalar_t>>)(
         arguments.mixing(), Statistics<acc_t>{means.const_data_ptr<acc_t>(), rstds.const_data_ptr<acc_t>()},
         Rows<const scalar_t>(dy),
         Gradients<scalar_t>{Rows<scalar_t>(dx), norm_sums.mutable_data_ptr<acc_t>(),

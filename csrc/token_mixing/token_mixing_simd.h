@@ -4,10 +4,16 @@
 
 #include "common/vector_simd.h"
 // They build on it.
-#include "common/math_simd.h"
-#include "common/tile_gemm_simd.h"
-// It builds on that one.
 #include "common/channel_tiles_simd.h"
+#include "common/math_simd.h"
+#include "common/units_simd.h"
+// They build on those.
+#include "common/amx_tiles_simd.h"
+#include "common/vector_product_simd.h"
+// It builds on the tiles.
+#include "common/amx_strips_simd.h"
+// It builds on the strips.
+#include "common/amx_product_simd.h"
 
 template <typename scalar_t>
 void token_statistics(const Mixing<scalar_t>& m, acc_type<scalar_t>* mean, acc_type<scalar_t>* rstd) {
@@ -57,39 +63,37 @@ const acc_t* from_row(const acc_t* bias, int64_t row) {
   return bias == nullptr ? nullptr : bias + row;
 }
 
-template <typename scalar_t>
+template <typename scalar_t, typename Product = VectorProduct<scalar_t>>
 void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, acc_type<scalar_t>* mean,
                           acc_type<scalar_t>* rstd) {
   using acc_t = acc_type<scalar_t>;
-  using operand_t = operand_type<scalar_t>;
-  using unit_t = unit_type<operand_t>;
+  if (!Product::pays(m.tiles)) return token_mixing_forward<scalar_t>(m, y, mean, rstd);
   token_statistics(m, mean, rstd);
   const Statistics<acc_t> statistics{mean, rstd};
-  const LeftOperand<scalar_t> weight1(m.weight1, m.hidden, m.tokens);
-  const LeftOperand<scalar_t> weight2(m.weight2, m.weight2 ? m.tokens : 0, m.hidden);
+  const typename Product::Left weight1(m.weight1, m.hidden, m.tokens);
+  const typename Product::Left weight2(m.weight2, m.weight2 ? m.tokens : 0, m.hidden);
 
   at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
-    Scratch<unit_t> normalised(units<operand_t>(m.tokens) * m.tiles.columns);
-    Scratch<unit_t> hidden(units<operand_t>(m.hidden) * m.tiles.columns);
+    const typename Product::Session session;
+    typename Product::Right normalised(m.tokens, m.tiles.columns);
+    typename Product::Right hidden(m.hidden, m.tiles.columns);
     Scratch<acc_t> block(kTileRows * m.tiles.columns);
     Scratch<scalar_t> copies(2 * m.tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = Tile::of<acc_t>(m.tiles, index);
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
         normalise_rows(m, statistics, tile, token, rows, block.get());
-        pack_rows<operand_t>(block.get(), tile.width, token, rows, tile.width, normalised.get(), tile.width);
+        normalised.pack(block.get(), tile.width, token, rows);
       });
       for_row_blocks(m.hidden, [&](int64_t unit, int64_t rows) {
-        multiply<operand_t>(m.brgemm, rows, tile.width, m.tokens, weight1.row(unit), weight1.ld(), normalised.get(),
-                            tile.width, false, block.get(), tile.width);
+        Product::multiply(rows, tile.width, m.tokens, weight1.from(unit), normalised, false, block.get(), tile.width);
         activate<scalar_t>(m.activation, BiasedRows<acc_t>{block.get(), from_row(m.bias1, unit), rows, tile.width});
         if (m.weight2 == nullptr) return store_rows(block.get(), y, tile, unit, rows);
-        pack_rows<operand_t>(block.get(), tile.width, unit, rows, tile.width, hidden.get(), tile.width);
+        hidden.pack(block.get(), tile.width, unit, rows);
       });
       if (m.weight2 == nullptr) continue;
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
-        multiply<operand_t>(m.brgemm, rows, tile.width, m.hidden, weight2.row(token), weight2.ld(), hidden.get(),
-                            tile.width, false, block.get(), tile.width);
+        Product::multiply(rows, tile.width, m.hidden, weight2.from(token), hidden, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t bias = m.bias2 ? m.bias2[token + r] : acc_t(0), *const update = block.get() + r * tile.width;
           map_row(m.x, y, tile, token + r, copies.get(),
@@ -97,11 +101,11 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
         }
       });
     }
-    if (m.brgemm) at::native::cpublas::brgemm_release();
   });
 }
 
-// What one part of the tasks adds to the gradients of the parameters. Rows of the matrices are whole vectors.
+// What one part of the tasks adds to the gradients of the parameters. Rows of the matrices are whole vectors, and there
+// is room for more of them, as products write.
 template <typename scalar_t>
 struct WeightGradients {
   using acc_t = acc_type<scalar_t>;
@@ -112,45 +116,43 @@ struct WeightGradients {
   explicit WeightGradients(const Mixing<scalar_t>& m)
       : ld1(whole_vectors<acc_t>(m.tokens)),
         ld2(whole_vectors<acc_t>(m.hidden)),
-        size(m.hidden * ld1 + m.tokens * ld2 + m.hidden + m.tokens),
+        size(whole_strips(m.hidden) * ld1 + whole_strips(m.tokens) * ld2 + m.hidden + m.tokens),
         all(size),
         weight1(all.get()),
-        weight2(weight1 + m.hidden * ld1),
-        bias1(weight2 + m.tokens * ld2),
+        weight2(weight1 + whole_strips(m.hidden) * ld1),
+        bias1(weight2 + whole_strips(m.tokens) * ld2),
         bias2(bias1 + m.hidden) {}
 };
 
 // The left operands of the backward products.
-template <typename scalar_t>
+template <typename scalar_t, typename Product>
 struct BackwardWeights {
-  LeftOperand<scalar_t> weight1, transposed1, transposed2;
+  typename Product::Left weight1, transposed1, transposed2;
 
   explicit BackwardWeights(const Mixing<scalar_t>& m)
       : weight1(m.weight1, m.hidden, m.tokens),
-        transposed1(LeftOperand<scalar_t>::transposed(m.weight1, m.tokens, m.hidden)),
-        transposed2(LeftOperand<scalar_t>::transposed(m.weight2, m.weight2 ? m.hidden : 0, m.tokens)) {}
+        transposed1(Product::Left::transposed(m.weight1, m.tokens, m.hidden)),
+        transposed2(Product::Left::transposed(m.weight2, m.weight2 ? m.hidden : 0, m.tokens)) {}
 };
 
 // Everything that one tile gives: dn, left in dx, and its share of the gradients of weights and biases.
-template <typename scalar_t>
+template <typename scalar_t, typename Product>
 class BackwardTile {
  public:
   using acc_t = acc_type<scalar_t>;
-  using operand_t = operand_type<scalar_t>;
-  using unit_t = unit_type<operand_t>;
 
   BackwardTile(const Mixing<scalar_t>& m, const Statistics<acc_t>& statistics, const Rows<const scalar_t>& dy,
-               const Rows<scalar_t>& dx, const BackwardWeights<scalar_t>& weights)
+               const Rows<scalar_t>& dx, const BackwardWeights<scalar_t, Product>& weights)
       : m_(m),
         statistics_(statistics),
         dy_(dy),
         dx_(dx),
         weights_(weights),
         normalised_(m.tokens, m.tiles.columns),
-        dy_panel_(m.weight2 ? m.tokens : 0, m.tiles.columns),
+        dy_matrix_(m.weight2 ? m.tokens : 0, m.tiles.columns),
         hidden_(m.weight2 ? m.hidden : 0, m.tiles.columns),
         dz_(m.hidden, m.tiles.columns),
-        turned_(units<operand_t>(m.tiles.columns) * whole_vectors<acc_t>(std::max(m.tokens, m.hidden))),
+        turned_(m.tiles.columns, whole_vectors<acc_t>(std::max(m.tokens, m.hidden))),
         z_(kTileRows * m.tiles.columns),
         dh_(kTileRows * m.tiles.columns) {}
 
@@ -160,25 +162,27 @@ class BackwardTile {
     load_panels(tile, gradients);
     for_row_blocks(m_.hidden, [&](int64_t unit, int64_t rows) { backpropagate_hidden(tile, unit, rows, gradients); });
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) {
-      multiply<operand_t>(m_.brgemm, rows, tile.width, m_.hidden, weights_.transposed1.row(token),
-                          weights_.transposed1.ld(), dz_.panel(), tile.width, false, z_.get(), tile.width);
+      Product::multiply(rows, tile.width, m_.hidden, weights_.transposed1.from(token), dz_.right(), false, z_.get(),
+                        tile.width);
       store_rows(z_.get(), dx_, tile, token, rows);
     });
-    multiply_transposed(m_.brgemm, tile, dz_.rows(), m_.hidden, normalised_.rows(), m_.tokens, turned_.get(), !first,
-                        gradients.weight1, gradients.ld1);
+    turned_.set_transposed(normalised_.left(), m_.tokens, tile.width);
+    Product::multiply(m_.hidden, gradients.ld1, tile.width, dz_.left(), turned_, !first, gradients.weight1,
+                      gradients.ld1);
     if (m_.weight2 == nullptr) return;
-    multiply_transposed(m_.brgemm, tile, dy_panel_.rows(), m_.tokens, hidden_.rows(), m_.hidden, turned_.get(), !first,
-                        gradients.weight2, gradients.ld2);
+    turned_.set_transposed(hidden_.left(), m_.hidden, tile.width);
+    Product::multiply(m_.tokens, gradients.ld2, tile.width, dy_matrix_.left(), turned_, !first, gradients.weight2,
+                      gradients.ld2);
   }
 
  private:
   void load_panels(const Tile& tile, WeightGradients<scalar_t>& gradients) {
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) {
       normalise_rows(m_, statistics_, tile, token, rows, z_.get());
-      normalised_.store(z_.get(), tile, token, rows);
+      normalised_.store(z_.get(), tile.width, token, rows);
       if (m_.weight2 == nullptr) return;
       load_rows(dy_, tile, token, rows, dh_.get());
-      dy_panel_.store(dh_.get(), tile, token, rows);
+      dy_matrix_.store(dh_.get(), tile.width, token, rows);
       add_row_sums(dh_.get(), tile.width, rows, gradients.bias2 + token);
     });
   }
@@ -187,19 +191,19 @@ class BackwardTile {
   void backpropagate_hidden(const Tile& tile, int64_t unit, int64_t rows, WeightGradients<scalar_t>& gradients) {
     acc_t *z = z_.get(), *dh = dh_.get();
     if (m_.weight2) {
-      multiply<operand_t>(m_.brgemm, rows, tile.width, m_.tokens, weights_.transposed2.row(unit),
-                          weights_.transposed2.ld(), dy_panel_.panel(), tile.width, false, dh, tile.width);
+      Product::multiply(rows, tile.width, m_.tokens, weights_.transposed2.from(unit), dy_matrix_.right(), false, dh,
+                        tile.width);
     } else {
       load_rows(dy_, tile, unit, rows, dh);
     }
     if (m_.weight2 || m_.activation != Activation::kNone) {
-      multiply<operand_t>(m_.brgemm, rows, tile.width, m_.tokens, weights_.weight1.row(unit), weights_.weight1.ld(),
-                          normalised_.panel(), tile.width, false, z, tile.width);
+      Product::multiply(rows, tile.width, m_.tokens, weights_.weight1.from(unit), normalised_.right(), false, z,
+                        tile.width);
       activate_backward<scalar_t>(m_.activation, BiasedRows<acc_t>{z, from_row(m_.bias1, unit), rows, tile.width}, dh);
     }
-    if (m_.weight2) hidden_.store(z, tile, unit, rows);
+    if (m_.weight2) hidden_.store(z, tile.width, unit, rows);
     add_row_sums(dh, tile.width, rows, gradients.bias1 + unit);
-    dz_.store(dh, tile, unit, rows);
+    dz_.store(dh, tile.width, unit, rows);
   }
 
   // Columns past the tile's last hold zeros in dy, and so in dh and dz.
@@ -213,9 +217,9 @@ class BackwardTile {
   const Statistics<acc_t>& statistics_;
   const Rows<const scalar_t>& dy_;
   const Rows<scalar_t>& dx_;
-  const BackwardWeights<scalar_t>& weights_;
-  TileMatrix<operand_t> normalised_, dy_panel_, hidden_, dz_;
-  Scratch<unit_t> turned_;
+  const BackwardWeights<scalar_t, Product>& weights_;
+  typename Product::TileMatrix normalised_, dy_matrix_, hidden_, dz_;
+  typename Product::Right turned_;
   Scratch<acc_t> z_, dh_;
 };
 
@@ -258,19 +262,20 @@ void layer_norm_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<sc
   }
 }
 
-template <typename scalar_t>
+template <typename scalar_t, typename Product = VectorProduct<scalar_t>>
 void token_mixing_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<scalar_t>>& statistics,
                            const Rows<const scalar_t>& dy, const Gradients<scalar_t>& out) {
   using acc_t = acc_type<scalar_t>;
-  const BackwardWeights<scalar_t> weights(m);
+  if (!Product::pays(m.tiles)) return token_mixing_backward<scalar_t>(m, statistics, dy, out);
+  const BackwardWeights<scalar_t, Product> weights(m);
   const int64_t tasks = m.tiles.tasks();
   std::vector<WeightGradients<scalar_t>> parts;
   for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
   in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
-    BackwardTile<scalar_t> tile(m, statistics, dy, out.dx, weights);
+    const typename Product::Session session;
+    BackwardTile<scalar_t, Product> tile(m, statistics, dy, out.dx, weights);
     for (int64_t index = begin; index < end; ++index)
       tile.run(Tile::of<acc_t>(m.tiles, index), index == begin, parts[part]);
-    if (m.brgemm) at::native::cpublas::brgemm_release();
   });
   using Part = WeightGradients<scalar_t>;
   sum_parts(parts, &Part::weight1, m.hidden, m.tokens, parts[0].ld1, out.dweight1);

@@ -1,54 +1,14 @@
 // Products of a weight matrix with a panel of columns: out (rows, columns) = a (rows, depth) * panel (depth, columns).
-// Compiled once for each instruction set by foreach_isa.h after vector_simd.h, inside a namespace.
+// Compiled once for each instruction set by foreach_isa.h after units_simd.h and channel_tiles_simd.h, inside a
+// namespace.
 //
 // `a` is row-major and read in place, one broadcast a row and step: no packing. The panel is packed by whoever makes
 // it: row-major for float and double; for bfloat16 a unit holds two neighbouring rows of a column, as the dot product
-// of pairs wants them. Half, and bfloat16 where there is no such instruction, are multiplied as float.
-
-template <typename scalar_t>
-using operand_type =
-    std::conditional_t<std::is_same_v<scalar_t, c10::Half> || (std::is_same_v<scalar_t, c10::BFloat16> && !kHasBf16Dot),
-                       float, scalar_t>;
-
-// What a panel is made of, and how many rows of the depth one unit holds.
-template <typename operand_t>
-using unit_type = std::conditional_t<std::is_same_v<operand_t, c10::BFloat16>, uint32_t, operand_t>;
-template <typename operand_t>
-constexpr int64_t kUnitDepth = sizeof(unit_type<operand_t>) / sizeof(operand_t);
-
-template <typename operand_t>
-constexpr int64_t units(int64_t depth) {
-  return (depth + kUnitDepth<operand_t> - 1) / kUnitDepth<operand_t>;
-}
+// of pairs wants them.
 
 // 24 accumulators of the 32 registers of AVX-512, 12 of the 16 elsewhere.
 constexpr int kBlockRows = 6;
 constexpr int kBlockVectors = kVectorBytes == 64 ? 4 : 2;
-constexpr int64_t kLongestSum = 128;  // units of the depth
-
-template <typename operand_t>
-using UnitVector = Vector<unit_type<operand_t>>;
-
-template <typename operand_t>
-inline UnitVector<operand_t> broadcast_unit(const operand_t* from) {
-  unit_type<operand_t> unit;
-  std::memcpy(&unit, from, sizeof(unit));
-  return broadcast(unit);
-}
-
-// acc + a * b; of units of two, both products.
-template <typename operand_t>
-inline Vector<acc_type<operand_t>> multiply_add(Vector<acc_type<operand_t>> acc, UnitVector<operand_t> a,
-                                                UnitVector<operand_t> b) {
-#if defined(__x86_64__)
-  if constexpr (std::is_same_v<operand_t, c10::BFloat16>) {
-    return (Vector<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
-  } else
-#endif
-  {
-    return acc + a * b;
-  }
-}
 
 template <typename operand_t, int kRows, int kVectors>
 void multiply_block(const operand_t* a, int64_t lda, const unit_type<operand_t>* panel, int64_t ld_panel, int64_t steps,
@@ -86,18 +46,11 @@ MultiplyBlock<operand_t> multiply_block_of(int64_t rows, int64_t vectors, std::i
 }
 
 // The product, added to `out` if `accumulate`. columns is a multiple of the accumulator's lanes; where a unit holds two
-// rows and depth is odd, `a` has a column of zeros behind its last one. brgemm: PyTorch's, for AMX.
+// rows and depth is odd, `a` has a column of zeros behind its last one.
 template <typename operand_t>
-void multiply(bool brgemm, int64_t rows, int64_t columns, int64_t depth, const operand_t* a, int64_t lda,
-              const unit_type<operand_t>* panel, int64_t ld_panel, bool accumulate, acc_type<operand_t>* out,
-              int64_t ld_out) {
-  if constexpr (std::is_same_v<operand_t, c10::BFloat16>) {
-    if (brgemm) {
-      at::native::cpublas::brgemm(rows, columns, 2 * units<operand_t>(depth), lda, ld_panel, ld_out, accumulate, a,
-                                  reinterpret_cast<const c10::BFloat16*>(panel), out);
-      return;
-    }
-  }
+void multiply_panel(int64_t rows, int64_t columns, int64_t depth, const operand_t* a, int64_t lda,
+                    const unit_type<operand_t>* panel, int64_t ld_panel, bool accumulate, acc_type<operand_t>* out,
+                    int64_t ld_out) {
   constexpr auto all = std::make_integer_sequence<int, kBlockRows * kBlockVectors>{};
   constexpr int64_t lanes = kLanes<acc_type<operand_t>>;
   // Blocks of columns as even as they can be: one that is a single vector wide would wait for its own accumulators.
@@ -118,24 +71,6 @@ void multiply(bool brgemm, int64_t rows, int64_t columns, int64_t depth, const o
       }
     }
   }
-}
-
-// Units of the rounded elements of two rows.
-template <typename operand_t>
-inline UnitVector<operand_t> round_to_units(Vector<acc_type<operand_t>> low, Vector<acc_type<operand_t>> high) {
-#if defined(__x86_64__)
-  if constexpr (kHasBf16Dot) {
-    typedef uint16_t words __attribute__((vector_size(64)));
-    const words both = (words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-    return (UnitVector<operand_t>)__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22,
-                                                          7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
-                                                          15, 31);
-  }
-#endif
-  operand_t rounded[2 * kLanes<float>];
-  store_acc(rounded, low);
-  store_acc(rounded + kLanes<float>, high);
-  return load_bits(rounded) | load_bits(rounded + kLanes<float>) << 16;
 }
 
 // Rows [first, first + rows) of a panel from rows of accumulators. Where a unit holds two rows, `first` is even, and an
@@ -159,48 +94,28 @@ void pack_rows(const acc_type<operand_t>* from, int64_t ld_from, int64_t first, 
   }
 }
 
-// One half of an exchange between two rows of a square: where bit kStep of the column is set in one, and clear in the
-// other, elements change places.
-template <int kStep, bool kHigh, typename T, int... kColumn>
-inline Vector<T> exchange(Vector<T> a, Vector<T> b, std::integer_sequence<int, kColumn...>) {
-  constexpr int lanes = kLanes<T>;
-  return __builtin_shufflevector(a, b,
-                                 (kHigh ? (kColumn & kStep ? lanes + kColumn : kColumn + kStep)
-                                        : (kColumn & kStep ? lanes + kColumn - kStep : kColumn))...);
-}
-
-template <int kStep, typename T>
-inline void transpose_square(Vector<T>* rows) {
-  constexpr int lanes = kLanes<T>;
-  constexpr auto columns = std::make_integer_sequence<int, lanes>{};
-  if constexpr (kStep < lanes) {
-    for (int r = 0; r < lanes; ++r) {
-      if (r & kStep) continue;
-      const Vector<T> low = exchange<kStep, false, T>(rows[r], rows[r + kStep], columns);
-      rows[r + kStep] = exchange<kStep, true, T>(rows[r], rows[r + kStep], columns);
-      rows[r] = low;
-    }
-    transpose_square<2 * kStep, T>(rows);
-  }
-}
-
-// to (columns, ld_to) = the transpose of from (rows, columns), zeros behind its rows; ld_to is whole vectors.
-template <typename T>
-void transpose(const T* from, int64_t ld_from, int64_t rows, int64_t columns, T* to, int64_t ld_to) {
-  constexpr int64_t lanes = kLanes<T>;
-  for (int64_t row = 0; row < ld_to; row += lanes) {
-    int64_t column = 0;
-    for (; column + lanes <= columns; column += lanes) {
-      Vector<T> square[lanes];
-      for (int64_t r = 0; r < lanes; ++r) {
-        square[r] = row + r < rows ? load(from + (row + r) * ld_from + column) : Vector<T>{};
-      }
-      transpose_square<1, T>(square);
-      for (int64_t c = 0; c < lanes; ++c) store(to + (column + c) * ld_to + row, square[c]);
-    }
-    for (; column < columns; ++column) {
-      for (int64_t r = row; r < row + lanes; ++r) {
-        to[column * ld_to + r] = r < rows ? from[r * ld_from + column] : T(0);
+// A tensor's tile, all of its rows, as the panel of a product. No element is rounded.
+template <typename scalar_t>
+void pack_tile(const Rows<const scalar_t>& from, const Tile& tile, int64_t rows,
+               unit_type<operand_type<scalar_t>>* panel) {
+  if constexpr (std::is_same_v<operand_type<scalar_t>, acc_type<scalar_t>>) {
+    load_rows(from, tile, 0, rows, panel);
+  } else {
+    using bits = Vector<uint32_t>;
+    // Zeros behind the last column and below the last row.
+    Scratch<scalar_t> copies(2 * tile.width);
+    std::fill_n(copies.get(), 2 * tile.width, scalar_t(0));
+    const auto row_of = [&](int64_t row, scalar_t* copy) {
+      prefetch_row(from, tile, row);
+      return whole_row(from.row(tile.image, row) + tile.first * from.column_step, from.column_step, tile.columns, copy);
+    };
+    for (int64_t row = 0; row < rows; row += 2, panel += tile.width) {
+      const scalar_t* const low = row_of(row, copies.get());
+      if (row + 1 == rows) std::fill_n(copies.get() + tile.width, tile.width, scalar_t(0));
+      const scalar_t* const high =
+          row + 1 < rows ? row_of(row + 1, copies.get() + tile.width) : copies.get() + tile.width;
+      for (int64_t i = 0; i < tile.width; i += kLanes<uint32_t>) {
+        store(panel + i, (bits)load_as_acc(low + i) >> 16 | (bits)load_as_acc(high + i));
       }
     }
   }
@@ -208,11 +123,11 @@ void transpose(const T* from, int64_t ld_from, int64_t rows, int64_t columns, T*
 
 // A matrix of parameters, or its transpose, as the left operand of products: itself where it can be, else a copy.
 template <typename scalar_t>
-class LeftOperand {
+class LeftMatrix {
  public:
   using operand_t = operand_type<scalar_t>;
 
-  LeftOperand(const scalar_t* matrix, int64_t rows, int64_t columns) : data_(nullptr), ld_(columns) {
+  LeftMatrix(const scalar_t* matrix, int64_t rows, int64_t columns) : data_(nullptr), ld_(columns) {
     constexpr bool kSame = std::is_same_v<scalar_t, operand_t>;
     if constexpr (kSame) data_ = matrix;
     if (kSame && columns % kUnitDepth<operand_t> == 0) return;
@@ -227,12 +142,12 @@ class LeftOperand {
   }
 
   // The transpose of a matrix (columns, rows).
-  static LeftOperand transposed(const scalar_t* matrix, int64_t rows, int64_t columns) {
+  static LeftMatrix transposed(const scalar_t* matrix, int64_t rows, int64_t columns) {
     // Elements travel as plain bits.
     using bits_t = std::conditional_t<std::is_same_v<operand_t, c10::BFloat16>, uint16_t, operand_t>;
-    LeftOperand operand;
+    LeftMatrix operand;
     operand.allocate(rows, columns);
-    const LeftOperand source(matrix, columns, rows);
+    const LeftMatrix source(matrix, columns, rows);
     at::parallel_for(0, rows, rows_per_task(columns), [&](int64_t begin, int64_t end) {
       transpose(reinterpret_cast<const bits_t*>(source.data_) + begin, source.ld_, columns, end - begin,
                 reinterpret_cast<bits_t*>(operand.copy_.get()) + begin * operand.ld_, operand.ld_);
@@ -244,7 +159,7 @@ class LeftOperand {
   int64_t ld() const { return ld_; }
 
  private:
-  LeftOperand() = default;
+  LeftMatrix() = default;
 
   void allocate(int64_t rows, int64_t columns) {
     constexpr int64_t lanes = kVectorBytes / sizeof(operand_t);
@@ -256,4 +171,121 @@ class LeftOperand {
   const operand_t* data_ = nullptr;
   int64_t ld_ = 0;
   Scratch<operand_t> copy_;
+};
+
+// How matrices are multiplied, and what their operands look like: by vectors here, by tiles in amx_product_simd.h,
+// under the same names. `unsplit`, see there, is of no use here.
+template <typename scalar_t>
+struct VectorProduct {
+  using acc_t = acc_type<scalar_t>;
+  using operand_t = operand_type<scalar_t>;
+  using unit_t = unit_type<operand_t>;
+
+  // Whether VectorProduct is no faster.
+  static bool pays(const Tiling&) { return true; }
+
+  // What a thread needs while it multiplies.
+  struct Session {
+    Session() {}
+  };
+
+  struct LeftRows {
+    const operand_t* data;
+    int64_t ld;
+  };
+
+  // A matrix of parameters (rows, columns), or its transpose.
+  class Left {
+   public:
+    Left(const scalar_t* matrix, int64_t rows, int64_t columns) : matrix_(matrix, rows, columns) {}
+
+    static Left transposed(const scalar_t* matrix, int64_t rows, int64_t columns) {
+      return Left(LeftMatrix<scalar_t>::transposed(matrix, rows, columns));
+    }
+
+    LeftRows from(int64_t row) const { return {matrix_.row(row), matrix_.ld()}; }
+
+   private:
+    explicit Left(LeftMatrix<scalar_t>&& matrix) : matrix_(std::move(matrix)) {}
+
+    LeftMatrix<scalar_t> matrix_;
+  };
+
+  // A matrix (depth, columns); room for as many columns as it may ever have.
+  class Right {
+   public:
+    Right(int64_t depth, int64_t columns) : panel_(units<operand_t>(depth) * columns) {}
+
+    // Rows [first, first + rows) from accumulators side by side; first is a multiple of kTileRows.
+    void pack(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+      pack_rows<operand_t>(from, columns, first, rows, columns, panel_.get(), columns);
+    }
+
+    void pack(const Rows<const scalar_t>& from, const Tile& tile, int64_t rows) {
+      pack_tile(from, tile, rows, panel_.get());
+    }
+
+    // The transpose of a matrix (rows, columns); its own columns are whole vectors.
+    void set_transposed(const LeftRows& from, int64_t rows, int64_t columns) {
+      transpose(reinterpret_cast<const unit_t*>(from.data), units<operand_t>(columns), rows, units<operand_t>(columns),
+                panel_.get(), whole_vectors<acc_t>(rows));
+    }
+
+    const unit_t* data() const { return panel_.get(); }
+
+   private:
+    Scratch<unit_t> panel_;
+  };
+
+  // A matrix (rows, columns of a tile) as the left operand of one product, or transposed as the right one.
+  class TileRows {
+   public:
+    TileRows(int64_t rows, int64_t columns) : rows_(rows * columns) {}
+
+    void store(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+      ld_ = columns;
+      store_row(rows_.get() + first * columns, rows * columns, from);
+    }
+
+    LeftRows left() const { return {rows_.get(), ld_}; }
+
+   private:
+    Scratch<operand_t> rows_;
+    int64_t ld_ = 0;
+  };
+
+  // The same, and the right operand of another product as well.
+  class TileMatrix {
+   public:
+    TileMatrix(int64_t rows, int64_t columns) : right_(rows, columns), rows_(kSame ? 0 : rows, columns) {}
+
+    void store(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+      right_.pack(from, columns, first, rows);
+      if constexpr (!kSame) rows_.store(from, columns, first, rows);
+      ld_ = columns;
+    }
+
+    const Right& right() const { return right_; }
+
+    LeftRows left() const {
+      if constexpr (kSame) {
+        return {right_.data(), ld_};
+      } else {
+        return rows_.left();
+      }
+    }
+
+   private:
+    static constexpr bool kSame = std::is_same_v<unit_t, operand_t>;
+    Right right_;
+    TileRows rows_;
+    int64_t ld_ = 0;
+  };
+
+  // out (rows, columns) = left * right, added to `out` if `accumulate`. columns are whole vectors; `out` has room for
+  // rows up to a multiple of kStripRows.
+  static void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
+                       bool accumulate, acc_t* out, int64_t ld_out) {
+    multiply_panel<operand_t>(rows, columns, depth, left.data, left.ld, right.data(), columns, accumulate, out, ld_out);
+  }
 };

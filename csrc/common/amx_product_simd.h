@@ -1,0 +1,240 @@
+// Products in the tiles of AMX: of bfloat16, and of float32 in three bfloat16 parts.
+// Compiled once for each instruction set by foreach_isa.h after amx_strips_simd.h, inside a namespace.
+//
+// A float32 is the sum of three bfloat16 of 8 bits each: the element rounded, the rest rounded, and what is left. Of
+// the nine products of parts the six largest are added up in float32; the others are below its last bit. Six times the
+// work of bfloat16 is still less time than float32 takes in vectors, and a tile adds 32 products before it rounds.
+// Elements below about 1e-33 have fewer digits: tiles take subnormal parts for zeros.
+
+#if defined(MIXER_KERNELS_ISA_AMX)
+// Strips of an operand from one of them, and one of their tiles, on.
+struct StripsOf {
+  const uint32_t* data;
+  int64_t step;  // from a strip to the next
+
+  StripsOf from(int64_t strip, int64_t tile) const { return {data + strip * step + tile * kTileUnits, step}; }
+};
+
+// One or two strips of rows by one or two of columns.
+template <int kParts, int kRows, int kColumns, typename Tiles>
+void multiply_strips(Tiles& tiles, StripsOf left, StripsOf right, int64_t steps, bool accumulate, float* out,
+                     int64_t ld_out) {
+  const auto each_accumulator = [&](const auto& f) {
+    f(std::integral_constant<int, 0>{}, out);
+    if constexpr (kColumns == 2) f(std::integral_constant<int, 1>{}, out + kTileSide);
+    if constexpr (kRows == 2) f(std::integral_constant<int, 2>{}, out + kTileSide * ld_out);
+    if constexpr (kRows * kColumns == 4) f(std::integral_constant<int, 3>{}, out + kTileSide * ld_out + kTileSide);
+  };
+  each_accumulator([&](auto tile, const float* from) {
+    if (accumulate) {
+      tiles.template load_tile<tile()>(from, ld_out * sizeof(float));
+    } else {
+      tiles.template clear<tile()>();
+    }
+  });
+  for (int64_t step = 0; step < steps; ++step) {
+    const auto load_left = [&](int part) {
+      const uint32_t* const from = left.data + (step * kParts + part) * kTileUnits;
+      tiles.template load_tile<4>(from, sizeof(uint32_t) * kTileSide);
+      if constexpr (kRows == 2) tiles.template load_tile<5>(from + left.step, sizeof(uint32_t) * kTileSide);
+    };
+    const auto load_right = [&](int part) {
+      const uint32_t* const from = right.data + (step * kParts + part) * kTileUnits;
+      tiles.template load_tile<6>(from, sizeof(uint32_t) * kTileSide);
+      if constexpr (kColumns == 2) tiles.template load_tile<7>(from + right.step, sizeof(uint32_t) * kTileSide);
+    };
+    const auto dot = [&] {
+      tiles.template dot<0, 4, 6>();
+      if constexpr (kColumns == 2) tiles.template dot<1, 4, 7>();
+      if constexpr (kRows == 2) tiles.template dot<2, 5, 6>();
+      if constexpr (kRows * kColumns == 4) tiles.template dot<3, 5, 7>();
+    };
+    // Each load changes one of the two parts, the smallest products come first.
+    if constexpr (kParts == 3) {
+      load_left(2);
+      load_right(0);
+      dot();
+      load_left(1);
+      dot();
+      load_right(1);
+      dot();
+      load_left(0);
+      dot();
+      load_right(2);
+      dot();
+      load_right(0);
+      dot();
+    } else {
+      static_assert(kParts == 1);
+      load_left(0);
+      load_right(0);
+      dot();
+    }
+  }
+  each_accumulator([&](auto tile, float* to) { tiles.template store_tile<tile()>(to, ld_out * sizeof(float)); });
+}
+
+template <int kParts, typename Tiles>
+void multiply_operands(int64_t rows, int64_t columns, int64_t steps, StripsOf left, StripsOf right, bool accumulate,
+                       float* out, int64_t ld_out) {
+  // Two strips of columns, as deep as the first-level cache holds them while all rows pass.
+  constexpr int64_t kDepth = 12 / kParts;
+  const int64_t pieces = (steps + kDepth - 1) / kDepth;
+  Tiles tiles;
+  for (int64_t column = 0; column < columns; column += 2 * kTileSide) {
+    const bool two_columns = column + kTileSide < columns;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t begin = piece * steps / pieces, end = (piece + 1) * steps / pieces;
+      const StripsOf right_here = right.from(column / kTileSide, begin * kParts);
+      for (int64_t row = 0; row < rows; row += 2 * kTileSide) {
+        const bool two_rows = row + kTileSide < rows;
+        const auto multiply = two_rows ? (two_columns ? &multiply_strips<kParts, 2, 2, Tiles>  //
+                                                      : &multiply_strips<kParts, 2, 1, Tiles>)
+                                       : (two_columns ? &multiply_strips<kParts, 1, 2, Tiles>  //
+                                                      : &multiply_strips<kParts, 1, 1, Tiles>);
+        multiply(tiles, left.from(row / kTileSide, begin * kParts), right_here, end - begin, accumulate || piece > 0,
+                 out + row * ld_out + column, ld_out);
+      }
+    }
+  }
+}
+
+// As VectorProduct.
+template <typename scalar_t>
+struct PartsProduct {
+  static constexpr int kParts = std::is_same_v<scalar_t, c10::BFloat16> ? 1 : 3;
+  using acc_t = float;
+  using LeftRows = StripsOf;
+
+  // Few columns do not pay for the packing of float32 weights.
+  static bool pays(const Tiling& tiles) { return kParts == 1 || tiles.batch * tiles.channels >= 512; }
+
+  class Session {
+   public:
+    Session() {
+      if (has_amx()) AmxTiles::configure();
+    }
+    ~Session() {
+      if (has_amx()) AmxTiles::release();
+    }
+    Session(const Session&) = delete;
+  };
+
+  class Left {
+   public:
+    Left(const scalar_t* matrix, int64_t rows, int64_t columns) : strips_(rows, columns) {
+      pack_blocks(matrix, rows, columns, [&](const float* from, int64_t width, int64_t first) {
+        strips_.pack_left(from, width, first, std::min(kStep, whole_strips(rows) - first));
+      });
+    }
+
+    static Left transposed(const scalar_t* matrix, int64_t rows, int64_t columns) {
+      Left left(rows, columns);
+      Strips<kParts>& strips = left.strips_;
+      pack_blocks(matrix, columns, rows, [&](const float* from, int64_t width, int64_t first) {
+        strips.pack_right(from, width, first, kStep);
+        strips.transpose_tiles(strips.strip(0), strips.step(), width / kTileSide, first / kStep, 1);
+      });
+      return left;
+    }
+
+    LeftRows from(int64_t row) const { return {strips_.strip(row / kTileSide), strips_.step()}; }
+
+   private:
+    Left(int64_t rows, int64_t columns) : strips_(rows, columns) {}
+
+    // Calls f(accumulators, their columns, first row) for blocks of kStep rows, with zeros around the matrix.
+    template <typename F>
+    static void pack_blocks(const scalar_t* matrix, int64_t rows, int64_t columns, const F& f) {
+      const int64_t width = whole_vectors<float>(columns);
+      at::parallel_for(0, depth_steps(rows), rows_per_task(kStep * columns), [&](int64_t begin, int64_t end) {
+        Scratch<float> block(kStep * width);
+        std::fill_n(block.get(), kStep * width, 0.0f);
+        for (int64_t first = begin * kStep; first < end * kStep; first += kStep) {
+          const int64_t here = std::min(kStep, rows - first);
+          for (int64_t r = 0; r < here; ++r) {
+            load_row(matrix + (first + r) * columns, 1, columns, block.get() + r * width);
+          }
+          std::fill_n(block.get() + here * width, (kStep - here) * width, 0.0f);
+          f(block.get(), width, first);
+        }
+      });
+    }
+
+    Strips<kParts> strips_;
+  };
+
+  class TileMatrix;
+
+  class Right {
+   public:
+    Right(int64_t depth, int64_t columns) : strips_(columns, depth) { strips_.pad(depth); }
+
+    void pack(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+      strips_.pack_right(from, columns, first, rows);
+    }
+
+    void pack(const Rows<const scalar_t>& from, const Tile& tile, int64_t rows) {
+      Scratch<acc_t> block(kTileRows * tile.width);
+      for_row_blocks(rows, [&](int64_t first, int64_t block_rows) {
+        load_rows(from, tile, first, block_rows, block.get());
+        pack(block.get(), tile.width, first, block_rows);
+      });
+    }
+
+    void set_transposed(const LeftRows& from, int64_t rows, int64_t columns) {
+      strips_.transpose_tiles(from.data, from.step, (rows + kTileSide - 1) / kTileSide, 0, depth_steps(columns));
+    }
+
+    StripsOf strips() const { return {strips_.strip(0), strips_.step()}; }
+
+   private:
+    friend class TileMatrix;
+    Strips<kParts> strips_;
+  };
+
+  class TileRows {
+   public:
+    TileRows(int64_t rows, int64_t columns) : strips_(rows, columns) {}
+
+    void store(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+      strips_.pack_left(from, columns, first, rows);
+    }
+
+    LeftRows left() const { return {strips_.strip(0), strips_.step()}; }
+
+   private:
+    Strips<kParts> strips_;
+  };
+
+  class TileMatrix {
+   public:
+    TileMatrix(int64_t rows, int64_t columns) : right_(rows, columns), left_(rows, columns) {}
+
+    void store(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+      Strips<kParts>::template pack<true, true>(from, columns, first, rows, &left_, &right_.strips_);
+    }
+
+    const Right& right() const { return right_; }
+    LeftRows left() const { return {left_.strip(0), left_.step()}; }
+
+   private:
+    Right right_;
+    Strips<kParts> left_;
+  };
+
+  static void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
+                       bool accumulate, acc_t* out, int64_t ld_out) {
+    const auto multiply_here =
+        has_amx() ? &multiply_operands<kParts, AmxTiles> : &multiply_operands<kParts, EmulatedAmxTiles>;
+    multiply_here(rows, columns, depth_steps(depth), left, right.strips(), accumulate, out, ld_out);
+  }
+};
+
+template <typename scalar_t>
+using AmxProduct = std::conditional_t<std::is_same_v<scalar_t, float> || std::is_same_v<scalar_t, c10::BFloat16>,
+                                      PartsProduct<scalar_t>, VectorProduct<scalar_t>>;
+#else
+template <typename scalar_t>
+using AmxProduct = VectorProduct<scalar_t>;
+#endif
