@@ -42,7 +42,7 @@ SUITES = (
 )
 
 # Seconds of timing a group.
-SECONDS = {shapes.QUICK: {"op": 1.5, "model": 10.0}, shapes.FULL: {"op": 5.0, "model": 30.0}}
+SECONDS = {shapes.QUICK: {"op": 1.0, "model": 6.0}, shapes.FULL: {"op": 3.0, "model": 30.0}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
