@@ -174,17 +174,17 @@ class LeftMatrix {
 };
 
 // How matrices are multiplied, and what their operands look like: by vectors here, by tiles in amx_product_simd.h,
-// under the same names. `unsplit`, see there, is of no use here.
+// under the same names.
 template <typename scalar_t>
 struct VectorProduct {
   using acc_t = acc_type<scalar_t>;
   using operand_t = operand_type<scalar_t>;
   using unit_t = unit_type<operand_t>;
 
-  // Whether VectorProduct is no faster.
+  // Whether a call of this size had better be made with this product than with VectorProduct.
   static bool pays(const Tiling&) { return true; }
 
-  // What a thread needs while it multiplies.
+  // What a thread holds while it multiplies.
   struct Session {
     Session() {}
   };
