@@ -41,7 +41,7 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
   const Scratch<acc_t> row_sums = weight_row_sums(m);
 
   at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
-    const typename Product::Session session;
+    const typename Product::Session session{};
     typename Product::Right panel(m.tokens, m.tiles.columns);
     Scratch<acc_t> block(kTileRows * m.tiles.columns);
     // Rows that are not whole vectors.
@@ -50,7 +50,7 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
       const Tile tile = Tile::of<acc_t>(m.tiles, index);
       panel.pack(m.x, tile, m.tokens);
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
-        Product::multiply(rows, tile.width, m.tokens, weight.from(token), panel, false, block.get(), tile.width);
+        session.multiply(rows, tile.width, m.tokens, weight.from(token), panel, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t row_sum = row_sums.get()[token + r], bias = m.bias[token + r];
           const acc_t* const product = block.get() + r * tile.width;
@@ -111,7 +111,7 @@ class BackwardTile {
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { load_dy(tile, token, rows, gradients.bias + token); });
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { backpropagate(tile, token, rows, gradients); });
     turned_.set_transposed(inner_.left(), m_.tokens, tile.width);
-    Product::multiply(m_.tokens, gradients.ld, tile.width, dy_matrix_.left(), turned_, !first, gradients.weight,
+    session_.multiply(m_.tokens, gradients.ld, tile.width, dy_matrix_.left(), turned_, !first, gradients.weight,
                       gradients.ld);
   }
 
@@ -132,7 +132,7 @@ class BackwardTile {
   // scale * x + shift: dy itself, which may have few digits to lose, stays as it is.
   void backpropagate(const Tile& tile, int64_t token, int64_t rows, ParameterGradients<scalar_t>& gradients) {
     acc_t *dy = dy_block_.get(), *x = x_.get(), *u = u_.get();
-    Product::multiply(rows, tile.width, m_.tokens, transposed_.from(token), dy_matrix_.right(), false, u, tile.width);
+    session_.multiply(rows, tile.width, m_.tokens, transposed_.from(token), dy_matrix_.right(), false, u, tile.width);
     load_rows(dy_, tile, token, rows, dy);
     load_rows(m_.x, tile, token, rows, x);
     for (int64_t i = 0; i < tile.width; i += kLanes<acc_t>) {
@@ -162,6 +162,7 @@ class BackwardTile {
   const Rows<scalar_t>& dx_;
   const typename Product::Left& transposed_;
   const acc_t* row_sums_;
+  typename Product::Session session_;
   typename Product::TileMatrix dy_matrix_;
   typename Product::TileRows inner_;
   typename Product::Right turned_;
@@ -182,7 +183,6 @@ void affine_token_linear_backward(const AffineLinear<scalar_t>& m, const Rows<co
   std::vector<Part> parts;
   for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
   in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
-    const typename Product::Session session;
     BackwardTile<scalar_t, Product> tile(m, dy, out.dx, transposed, row_sums.get());
     for (int64_t index = begin; index < end; ++index) {
       tile.run(Tile::of<acc_t>(m.tiles, index), index == begin, parts[part]);

@@ -109,17 +109,6 @@ struct PartsProduct {
   // Few columns do not pay for the packing of float32 weights.
   static bool pays(const Tiling& tiles) { return kParts == 1 || tiles.batch * tiles.channels >= 512; }
 
-  class Session {
-   public:
-    Session() {
-      if (has_amx()) AmxTiles::configure();
-    }
-    ~Session() {
-      if (has_amx()) AmxTiles::release();
-    }
-    Session(const Session&) = delete;
-  };
-
   class Left {
    public:
     Left(const scalar_t* matrix, int64_t rows, int64_t columns) : strips_(rows, columns) {
@@ -223,12 +212,26 @@ struct PartsProduct {
     Strips<kParts> left_;
   };
 
-  static void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
-                       bool accumulate, acc_t* out, int64_t ld_out) {
-    const auto multiply_here =
-        has_amx() ? &multiply_operands<kParts, AmxTiles> : &multiply_operands<kParts, EmulatedAmxTiles>;
-    multiply_here(rows, columns, depth_steps(depth), left, right.strips(), accumulate, out, ld_out);
-  }
+  class Session {
+   public:
+    Session() {
+      if (native_) AmxTiles::configure();
+    }
+    ~Session() {
+      if (native_) AmxTiles::release();
+    }
+    Session(const Session&) = delete;
+
+    void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
+                  bool accumulate, acc_t* out, int64_t ld_out) const {
+      const auto multiply_here =
+          native_ ? &multiply_operands<kParts, AmxTiles> : &multiply_operands<kParts, EmulatedAmxTiles>;
+      multiply_here(rows, columns, depth_steps(depth), left, right.strips(), accumulate, out, ld_out);
+    }
+
+   private:
+    const bool native_ = has_amx();
+  };
 };
 
 template <typename scalar_t>

@@ -3,7 +3,7 @@
 
 #if defined(MIXER_KERNELS_ISA_AMX)
 // Rows of a tile, and units of a row: two bfloat16 of an operand, or one float32 of an accumulator.
-constexpr int64_t kTileSide = 16;
+constexpr int64_t kTileSide = kStripRows;
 constexpr int64_t kTileUnits = kTileSide * kTileSide;
 
 // Assembler, as compilers know the registers of their intrinsics by constants of the preprocessor alone.

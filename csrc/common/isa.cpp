@@ -48,15 +48,21 @@ Isa detected_isa() {
   return detected;
 }
 
+// The name of the instruction set that is asked for, or null.
+const char* asked_isa() { return std::getenv("MIXER_KERNELS_ISA"); }
+
+bool is_emulated_amx(const char* name) { return name != nullptr && std::strcmp(name, "amx_emulated") == 0; }
+
 }  // namespace
 
-bool has_amx() { return detected_isa() == Isa::kAmx; }
+bool has_amx() { return detected_isa() == Isa::kAmx && !is_emulated_amx(asked_isa()); }
 
 Isa cpu_isa() {
   const Isa detected = detected_isa();
-  const char* asked = std::getenv("MIXER_KERNELS_ISA");
+  const char* asked = asked_isa();
   if (asked != nullptr) {
     const Isa best = detected == Isa::kAvx512Bf16 ? Isa::kAmx : detected;
+    if (is_emulated_amx(asked)) return best;
     for (Isa isa : kAll) {
       if (std::strcmp(asked, isa_name(isa)) == 0) {
         return std::min(isa, best);

@@ -8,10 +8,10 @@ enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The best of what the CPU has, unless MIXER_KERNELS_ISA=baseline|avx2|avx512|avx512_bf16|amx asks for another that it
 // can run (read at every call: tests walk it). Where there is avx512_bf16, amx can be asked for: the tile registers are
-// emulated then.
+// emulated then. amx_emulated asks for that where they are, too.
 Isa cpu_isa();
 
-// Whether the CPU has the tile registers.
+// Whether to use the CPU's own tile registers.
 bool has_amx();
 
 const char* isa_name(Isa isa);

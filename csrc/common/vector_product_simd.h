@@ -184,11 +184,6 @@ struct VectorProduct {
   // Whether a call of this size had better be made with this product than with VectorProduct.
   static bool pays(const Tiling&) { return true; }
 
-  // What a thread holds while it multiplies.
-  struct Session {
-    Session() {}
-  };
-
   struct LeftRows {
     const operand_t* data;
     int64_t ld;
@@ -282,10 +277,14 @@ struct VectorProduct {
     int64_t ld_ = 0;
   };
 
-  // out (rows, columns) = left * right, added to `out` if `accumulate`. columns are whole vectors; `out` has room for
-  // rows up to a multiple of kStripRows.
-  static void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
-                       bool accumulate, acc_t* out, int64_t ld_out) {
-    multiply_panel<operand_t>(rows, columns, depth, left.data, left.ld, right.data(), columns, accumulate, out, ld_out);
-  }
+  // What a thread holds while it multiplies.
+  struct Session {
+    // out (rows, columns) = left * right, added to `out` if `accumulate`. columns are whole vectors; `out` has room for
+    // rows up to a multiple of kStripRows.
+    static void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
+                         bool accumulate, acc_t* out, int64_t ld_out) {
+      multiply_panel<operand_t>(rows, columns, depth, left.data, left.ld, right.data(), columns, accumulate, out,
+                                ld_out);
+    }
+  };
 };

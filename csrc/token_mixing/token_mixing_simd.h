@@ -74,7 +74,7 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
   const typename Product::Left weight2(m.weight2, m.weight2 ? m.tokens : 0, m.hidden);
 
   at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
-    const typename Product::Session session;
+    const typename Product::Session session{};
     typename Product::Right normalised(m.tokens, m.tiles.columns);
     typename Product::Right hidden(m.hidden, m.tiles.columns);
     Scratch<acc_t> block(kTileRows * m.tiles.columns);
@@ -86,14 +86,14 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
         normalised.pack(block.get(), tile.width, token, rows);
       });
       for_row_blocks(m.hidden, [&](int64_t unit, int64_t rows) {
-        Product::multiply(rows, tile.width, m.tokens, weight1.from(unit), normalised, false, block.get(), tile.width);
+        session.multiply(rows, tile.width, m.tokens, weight1.from(unit), normalised, false, block.get(), tile.width);
         activate<scalar_t>(m.activation, BiasedRows<acc_t>{block.get(), from_row(m.bias1, unit), rows, tile.width});
         if (m.weight2 == nullptr) return store_rows(block.get(), y, tile, unit, rows);
         hidden.pack(block.get(), tile.width, unit, rows);
       });
       if (m.weight2 == nullptr) continue;
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
-        Product::multiply(rows, tile.width, m.hidden, weight2.from(token), hidden, false, block.get(), tile.width);
+        session.multiply(rows, tile.width, m.hidden, weight2.from(token), hidden, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t bias = m.bias2 ? m.bias2[token + r] : acc_t(0), *const update = block.get() + r * tile.width;
           map_row(m.x, y, tile, token + r, copies.get(),
@@ -162,16 +162,16 @@ class BackwardTile {
     load_panels(tile, gradients);
     for_row_blocks(m_.hidden, [&](int64_t unit, int64_t rows) { backpropagate_hidden(tile, unit, rows, gradients); });
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) {
-      Product::multiply(rows, tile.width, m_.hidden, weights_.transposed1.from(token), dz_.right(), false, z_.get(),
+      session_.multiply(rows, tile.width, m_.hidden, weights_.transposed1.from(token), dz_.right(), false, z_.get(),
                         tile.width);
       store_rows(z_.get(), dx_, tile, token, rows);
     });
     turned_.set_transposed(normalised_.left(), m_.tokens, tile.width);
-    Product::multiply(m_.hidden, gradients.ld1, tile.width, dz_.left(), turned_, !first, gradients.weight1,
+    session_.multiply(m_.hidden, gradients.ld1, tile.width, dz_.left(), turned_, !first, gradients.weight1,
                       gradients.ld1);
     if (m_.weight2 == nullptr) return;
     turned_.set_transposed(hidden_.left(), m_.hidden, tile.width);
-    Product::multiply(m_.tokens, gradients.ld2, tile.width, dy_matrix_.left(), turned_, !first, gradients.weight2,
+    session_.multiply(m_.tokens, gradients.ld2, tile.width, dy_matrix_.left(), turned_, !first, gradients.weight2,
                       gradients.ld2);
   }
 
@@ -191,13 +191,13 @@ class BackwardTile {
   void backpropagate_hidden(const Tile& tile, int64_t unit, int64_t rows, WeightGradients<scalar_t>& gradients) {
     acc_t *z = z_.get(), *dh = dh_.get();
     if (m_.weight2) {
-      Product::multiply(rows, tile.width, m_.tokens, weights_.transposed2.from(unit), dy_matrix_.right(), false, dh,
+      session_.multiply(rows, tile.width, m_.tokens, weights_.transposed2.from(unit), dy_matrix_.right(), false, dh,
                         tile.width);
     } else {
       load_rows(dy_, tile, unit, rows, dh);
     }
     if (m_.weight2 || m_.activation != Activation::kNone) {
-      Product::multiply(rows, tile.width, m_.tokens, weights_.weight1.from(unit), normalised_.right(), false, z,
+      session_.multiply(rows, tile.width, m_.tokens, weights_.weight1.from(unit), normalised_.right(), false, z,
                         tile.width);
       activate_backward<scalar_t>(m_.activation, BiasedRows<acc_t>{z, from_row(m_.bias1, unit), rows, tile.width}, dh);
     }
@@ -218,6 +218,7 @@ class BackwardTile {
   const Rows<const scalar_t>& dy_;
   const Rows<scalar_t>& dx_;
   const BackwardWeights<scalar_t, Product>& weights_;
+  typename Product::Session session_;
   typename Product::TileMatrix normalised_, dy_matrix_, hidden_, dz_;
   typename Product::Right turned_;
   Scratch<acc_t> z_, dh_;
@@ -272,7 +273,6 @@ void token_mixing_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<
   std::vector<WeightGradients<scalar_t>> parts;
   for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
   in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
-    const typename Product::Session session;
     BackwardTile<scalar_t, Product> tile(m, statistics, dy, out.dx, weights);
     for (int64_t index = begin; index < end; ++index)
       tile.run(Tile::of<acc_t>(m.tiles, index), index == begin, parts[part]);
