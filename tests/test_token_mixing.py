@@ -12,6 +12,7 @@ import torch
 from accuracy import LAYOUTS, Arrange, Function, Tensors, as_it_is, with_gradients
 from citizenship import assert_accurate_under_autocast, assert_captures, assert_compiles, assert_exports
 from digits import CHANNELS, TOKENS, assert_training_follows_the_reference
+from tolerances import assert_as_accurate
 from torch.library import opcheck
 
 import mixer_kernels
@@ -75,6 +76,32 @@ def test_forward_and_backward_are_accurate(device, backend, dtype, sizes, form):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_sizes(device, backend, dtype, sizes):
     assert_accurate(mixing, backend, lambda: draw(sizes, dtype, device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_output_larger_than_caches(dtype, isa):
+    # From 4 MiB on it is stored past them.
+    inputs = draw((9, 16, 2**15 // dtype.itemsize, 3), dtype)
+    exact = mixing("reference")(*(value.double() for value in inputs))
+    assert_as_accurate(mixing("native")(*inputs), mixing("reference")(*inputs), exact)
+
+
+def test_the_profiler_counts_scratch_memory_in_every_call():
+    pytest.importorskip("mixer_kernels._C")
+    inputs = draw((2, 49, 96, 33), torch.float32)
+
+    def allocated() -> list[int]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            mixing("native")(*inputs)
+        events = profiler.profiler.kineto_results.events()
+        return [event.nbytes() for event in events if event.name() == "[memory]"]
+
+    allocated()  # from here on the thread has what it needs
+    for _ in range(2):
+        sizes = allocated()
+        # y, the statistics, and at least the normalised and the hidden columns of a tile
+        assert sum(size for size in sizes if size > 0) > 2 * 49 * 96 * 4 + (49 + 33) * 32 * 4
+        assert len([size for size in sizes if size < 0]) > 5
 
 
 @pytest.mark.parametrize("form", [mixing, linear])

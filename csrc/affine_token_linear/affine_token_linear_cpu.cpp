@@ -24,8 +24,7 @@ namespace {
 // One call: y = x + layer_scale * (weight (alpha * x + beta) + bias).
 template <typename scalar_t>
 struct AffineLinear {
-  int64_t tokens;
-  Tiling tiles;
+  int64_t batch, tokens, channels;
   Rows<const scalar_t> x;
   // With zeros behind them, up to whole vectors; scale = layer_scale * alpha, shift = layer_scale * beta.
   const acc_of<scalar_t>*alpha, *beta, *layer_scale, *scale, *shift;
@@ -67,15 +66,11 @@ class Arguments {
         shift_(padded_parameter<scalar_t>({}, x.size(2), 0)),
         weight_(weight.contiguous()),
         bias_(padded_parameter<scalar_t>(bias, x.size(1), 0)),
-        call_{x.size(1),
-              Tiling(x.size(0), x.size(2)),
-              Rows<const scalar_t>(x),
-              alpha_.get(),
-              beta_.get(),
-              layer_scale_.get(),
-              scale_.get(),
-              shift_.get(),
-              weight_.const_data_ptr<scalar_t>(),
+        call_{x.size(0),          x.size(1),
+              x.size(2),          Rows<const scalar_t>(x),
+              alpha_.get(),       beta_.get(),
+              layer_scale_.get(), scale_.get(),
+              shift_.get(),       weight_.const_data_ptr<scalar_t>(),
               bias_.get()} {
     for (int64_t i = 0; i < x.size(2); ++i) {
       scale_.get()[i] = layer_scale_.get()[i] * alpha_.get()[i];

@@ -36,25 +36,29 @@ template <typename scalar_t, typename Product = VectorProduct<scalar_t>>
 void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<scalar_t>& y) {
   using acc_t = acc_type<scalar_t>;
   using vec = Vector<acc_t>;
-  if (!Product::pays(m.tiles)) return affine_token_linear_forward<scalar_t>(m, y);
+  if (!Product::pays(m.batch * m.channels)) return affine_token_linear_forward<scalar_t>(m, y);
+  const Tiling tiles(m.batch, m.channels, Product::kColumns);
   const typename Product::Left weight(m.weight, m.tokens, m.tokens);
   const Scratch<acc_t> row_sums = weight_row_sums(m);
 
-  at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
+  const bool streamed = is_streamed(y, m.batch * m.tokens * m.channels, m.channels);
+  at::parallel_for(0, tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
     const typename Product::Session session{};
-    typename Product::Right panel(m.tokens, m.tiles.columns);
-    Scratch<acc_t> block(kTileRows * m.tiles.columns);
+    typename Product::Right panel(m.tokens, tiles.columns);
+    Scratch<acc_t> block(kTileRows * tiles.columns);
     // Rows that are not whole vectors.
-    Scratch<scalar_t> copies(2 * m.tiles.columns);
+    Scratch<scalar_t> copies(kTileRows * tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
-      const Tile tile = Tile::of<acc_t>(m.tiles, index);
-      panel.pack(m.x, tile, m.tokens);
+      const Tile tile = Tile::of<acc_t>(tiles, index);
+      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
+        panel.pack(view_rows(m.x, tile, token, rows, copies.get()), tile.width, token, rows);
+      });
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
         session.multiply(rows, tile.width, m.tokens, weight.from(token), panel, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t row_sum = row_sums.get()[token + r], bias = m.bias[token + r];
           const acc_t* const product = block.get() + r * tile.width;
-          map_row(m.x, y, tile, token + r, copies.get(), [&](int64_t i, vec x) {
+          map_row(m.x, y, tile, token + r, copies.get(), streamed, [&](int64_t i, vec x) {
             const int64_t channel = tile.first + i;
             const vec constant = load(m.shift + channel) * row_sum + load(m.layer_scale + channel) * bias;
             return x + (load(product + i) * load(m.scale + channel) + constant);
@@ -62,6 +66,7 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
         }
       });
     }
+    if (streamed) end_of_stream();
   });
 }
 
@@ -76,7 +81,7 @@ struct ParameterGradients {
 
   explicit ParameterGradients(const AffineLinear<scalar_t>& m)
       : ld(whole_vectors<acc_t>(m.tokens)),
-        width(whole_vectors<acc_t>(m.tiles.channels)),
+        width(whole_vectors<acc_t>(m.channels)),
         size(whole_strips(m.tokens) * ld + m.tokens + 3 * width),
         all(size),
         weight(all.get()),
@@ -93,18 +98,18 @@ class BackwardTile {
   using acc_t = acc_type<scalar_t>;
 
   BackwardTile(const AffineLinear<scalar_t>& m, const Rows<const scalar_t>& dy, const Rows<scalar_t>& dx,
-               const typename Product::Left& transposed, const acc_t* row_sums)
+               const typename Product::Left& transposed, const acc_t* row_sums, int64_t columns)
       : m_(m),
         dy_(dy),
         dx_(dx),
         transposed_(transposed),
         row_sums_(row_sums),
-        dy_matrix_(m.tokens, m.tiles.columns),
-        inner_(m.tokens, m.tiles.columns),
-        turned_(m.tiles.columns, whole_vectors<acc_t>(m.tokens)),
-        dy_block_(kTileRows * m.tiles.columns),
-        x_(kTileRows * m.tiles.columns),
-        u_(kTileRows * m.tiles.columns) {}
+        dy_matrix_(m.tokens, columns),
+        inner_(m.tokens, columns),
+        turned_(columns, whole_vectors<acc_t>(m.tokens)),
+        dy_block_(kTileRows * columns),
+        x_(kTileRows * columns),
+        u_(kTileRows * columns) {}
 
   // The first tile of a part overwrites dweight of the part, the others add to it.
   void run(const Tile& tile, bool first, ParameterGradients<scalar_t>& gradients) {
@@ -120,7 +125,7 @@ class BackwardTile {
 
   void load_dy(const Tile& tile, int64_t token, int64_t rows, acc_t* dbias) {
     load_rows(dy_, tile, token, rows, dy_block_.get());
-    dy_matrix_.store(dy_block_.get(), tile.width, token, rows);
+    dy_matrix_.store(RowBlock<acc_t>{dy_block_.get(), tile.width}, tile.width, token, rows);
     for (int64_t r = 0; r < rows; ++r) {
       dbias[r] += sum_vectors<acc_t>(tile.width, [&](int64_t i) {
         return load(m_.layer_scale + tile.first + i) * load(dy_block_.get() + r * tile.width + i);
@@ -154,7 +159,7 @@ class BackwardTile {
       }
     }
     store_rows(dy, dx_, tile, token, rows);
-    inner_.store(x, tile.width, token, rows);
+    inner_.store(RowBlock<acc_t>{x, tile.width}, tile.width, token, rows);
   }
 
   const AffineLinear<scalar_t>& m_;
@@ -175,17 +180,18 @@ void affine_token_linear_backward(const AffineLinear<scalar_t>& m, const Rows<co
                                   const Gradients<scalar_t>& out) {
   using acc_t = acc_type<scalar_t>;
   using Part = ParameterGradients<scalar_t>;
-  if (!Product::pays(m.tiles)) return affine_token_linear_backward<scalar_t>(m, dy, out);
+  if (!Product::pays(m.batch * m.channels)) return affine_token_linear_backward<scalar_t>(m, dy, out);
   const auto transposed = Product::Left::transposed(m.weight, m.tokens, m.tokens);
   const Scratch<acc_t> row_sums = weight_row_sums(m);
 
-  const int64_t tasks = m.tiles.tasks();
+  const Tiling tiles(m.batch, m.channels, kGradientColumns);
+  const int64_t tasks = tiles.tasks();
   std::vector<Part> parts;
   for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
   in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
-    BackwardTile<scalar_t, Product> tile(m, dy, out.dx, transposed, row_sums.get());
+    BackwardTile<scalar_t, Product> tile(m, dy, out.dx, transposed, row_sums.get(), tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
-      tile.run(Tile::of<acc_t>(m.tiles, index), index == begin, parts[part]);
+      tile.run(Tile::of<acc_t>(tiles, index), index == begin, parts[part]);
     }
   });
   sum_parts(parts, &Part::weight, m.tokens, m.tokens, parts[0].ld, out.dweight);
@@ -194,7 +200,6 @@ void affine_token_linear_backward(const AffineLinear<scalar_t>& m, const Rows<co
     for (int64_t i = 0; i < 3 * parts[0].width; ++i) parts[0].channel_sums[i] += parts[part].channel_sums[i];
   }
   for (int64_t sum = 0; sum < 3; ++sum) {
-    std::copy_n(parts[0].channel_sums + sum * parts[0].width, m.tiles.channels,
-                out.channel_sums + sum * m.tiles.channels);
+    std::copy_n(parts[0].channel_sums + sum * parts[0].width, m.channels, out.channel_sums + sum * m.channels);
   }
 }

@@ -15,10 +15,11 @@ struct StripsOf {
   StripsOf from(int64_t strip, int64_t tile) const { return {data + strip * step + tile * kTileUnits, step}; }
 };
 
-// One or two strips of rows by one or two of columns.
+// One or two strips of rows by one or two of columns: some steps of the depth, and perhaps its rest.
 template <int kParts, int kRows, int kColumns, typename Tiles>
-void multiply_strips(Tiles& tiles, StripsOf left, StripsOf right, int64_t steps, bool accumulate, float* out,
-                     int64_t ld_out) {
+void multiply_strips(Tiles& tiles, StripsOf left, StripsOf right, int64_t steps, bool with_rest, bool accumulate,
+                     float* out, int64_t ld_out) {
+  using Products = PartProducts<kParts>;
   const auto each_accumulator = [&](const auto& f) {
     f(std::integral_constant<int, 0>{}, out);
     if constexpr (kColumns == 2) f(std::integral_constant<int, 1>{}, out + kTileSide);
@@ -32,54 +33,45 @@ void multiply_strips(Tiles& tiles, StripsOf left, StripsOf right, int64_t steps,
       tiles.template clear<tile()>();
     }
   });
-  for (int64_t step = 0; step < steps; ++step) {
-    const auto load_left = [&](int part) {
-      const uint32_t* const from = left.data + (step * kParts + part) * kTileUnits;
-      tiles.template load_tile<4>(from, sizeof(uint32_t) * kTileSide);
-      if constexpr (kRows == 2) tiles.template load_tile<5>(from + left.step, sizeof(uint32_t) * kTileSide);
-    };
-    const auto load_right = [&](int part) {
-      const uint32_t* const from = right.data + (step * kParts + part) * kTileUnits;
-      tiles.template load_tile<6>(from, sizeof(uint32_t) * kTileSide);
-      if constexpr (kColumns == 2) tiles.template load_tile<7>(from + right.step, sizeof(uint32_t) * kTileSide);
-    };
-    const auto dot = [&] {
-      tiles.template dot<0, 4, 6>();
-      if constexpr (kColumns == 2) tiles.template dot<1, 4, 7>();
-      if constexpr (kRows == 2) tiles.template dot<2, 5, 6>();
-      if constexpr (kRows * kColumns == 4) tiles.template dot<3, 5, 7>();
-    };
-    // Each load changes one of the two parts, the smallest products come first.
-    if constexpr (kParts == 3) {
-      load_left(2);
-      load_right(0);
-      dot();
-      load_left(1);
-      dot();
-      load_right(1);
-      dot();
-      load_left(0);
-      dot();
-      load_right(2);
-      dot();
-      load_right(0);
-      dot();
-    } else {
-      static_assert(kParts == 1);
-      load_left(0);
-      load_right(0);
+  const auto load_left = [&](int64_t tile) {
+    const uint32_t* const from = left.data + tile * kTileUnits;
+    tiles.template load_tile<4>(from, sizeof(uint32_t) * kTileSide);
+    if constexpr (kRows == 2) tiles.template load_tile<5>(from + left.step, sizeof(uint32_t) * kTileSide);
+  };
+  const auto load_right = [&](int64_t tile) {
+    const uint32_t* const from = right.data + tile * kTileUnits;
+    tiles.template load_tile<6>(from, sizeof(uint32_t) * kTileSide);
+    if constexpr (kColumns == 2) tiles.template load_tile<7>(from + right.step, sizeof(uint32_t) * kTileSide);
+  };
+  const auto dot = [&] {
+    tiles.template dot<0, 4, 6>();
+    if constexpr (kColumns == 2) tiles.template dot<1, 4, 7>();
+    if constexpr (kRows == 2) tiles.template dot<2, 5, 6>();
+    if constexpr (kRows * kColumns == 4) tiles.template dot<3, 5, 7>();
+  };
+  int64_t tile = 0;
+  for (; tile < steps * kParts; tile += kParts) {
+#pragma GCC unroll 6
+    for (int p = 0; p < Products::kCount; ++p) {
+      if (p == 0 || Products::kLeft[p] != Products::kLeft[p - 1]) load_left(tile + Products::kLeft[p]);
+      if (p == 0 || Products::kRight[p] != Products::kRight[p - 1]) load_right(tile + Products::kRight[p]);
       dot();
     }
+  }
+  if (with_rest) {
+    load_left(tile);
+    load_right(tile);
+    dot();
   }
   each_accumulator([&](auto tile, float* to) { tiles.template store_tile<tile()>(to, ld_out * sizeof(float)); });
 }
 
 template <int kParts, typename Tiles>
-void multiply_operands(int64_t rows, int64_t columns, int64_t steps, StripsOf left, StripsOf right, bool accumulate,
-                       float* out, int64_t ld_out) {
+void multiply_operands(int64_t rows, int64_t columns, int64_t steps, bool with_rest, StripsOf left, StripsOf right,
+                       bool accumulate, float* out, int64_t ld_out) {
   // Two strips of columns, as deep as the first-level cache holds them while all rows pass.
   constexpr int64_t kDepth = 12 / kParts;
-  const int64_t pieces = (steps + kDepth - 1) / kDepth;
+  const int64_t pieces = std::max<int64_t>(1, (steps + kDepth - 1) / kDepth);
   Tiles tiles;
   for (int64_t column = 0; column < columns; column += 2 * kTileSide) {
     const bool two_columns = column + kTileSide < columns;
@@ -92,8 +84,8 @@ void multiply_operands(int64_t rows, int64_t columns, int64_t steps, StripsOf le
                                                       : &multiply_strips<kParts, 2, 1, Tiles>)
                                        : (two_columns ? &multiply_strips<kParts, 1, 2, Tiles>  //
                                                       : &multiply_strips<kParts, 1, 1, Tiles>);
-        multiply(tiles, left.from(row / kTileSide, begin * kParts), right_here, end - begin, accumulate || piece > 0,
-                 out + row * ld_out + column, ld_out);
+        multiply(tiles, left.from(row / kTileSide, begin * kParts), right_here, end - begin,
+                 with_rest && piece + 1 == pieces, accumulate || piece > 0, out + row * ld_out + column, ld_out);
       }
     }
   }
@@ -107,12 +99,14 @@ struct PartsProduct {
   using LeftRows = StripsOf;
 
   // Few columns do not pay for the packing of float32 weights.
-  static bool pays(const Tiling& tiles) { return kParts == 1 || tiles.batch * tiles.channels >= 512; }
+  static bool pays(int64_t columns) { return kParts == 1 || columns >= 512; }
+
+  static constexpr int64_t kColumns = 128 / sizeof(scalar_t);
 
   class Left {
    public:
     Left(const scalar_t* matrix, int64_t rows, int64_t columns) : strips_(rows, columns) {
-      pack_blocks(matrix, rows, columns, [&](const float* from, int64_t width, int64_t first) {
+      pack_blocks(matrix, rows, columns, [&](const RowBlock<float>& from, int64_t width, int64_t first) {
         strips_.pack_left(from, width, first, std::min(kStep, whole_strips(rows) - first));
       });
     }
@@ -120,9 +114,11 @@ struct PartsProduct {
     static Left transposed(const scalar_t* matrix, int64_t rows, int64_t columns) {
       Left left(rows, columns);
       Strips<kParts>& strips = left.strips_;
-      pack_blocks(matrix, columns, rows, [&](const float* from, int64_t width, int64_t first) {
-        strips.pack_right(from, width, first, kStep);
-        strips.transpose_tiles(strips.strip(0), strips.step(), width / kTileSide, first / kStep, 1);
+      pack_blocks(matrix, columns, rows, [&](const RowBlock<float>& from, int64_t width, int64_t first) {
+        strips.pack_turned_left(from, width, first, kStep);
+        strips.transpose_tiles(strips.strip(0), strips.step(), width / kTileSide,
+                               strips.depth().tiles_before(first / kStep),
+                               strips.depth().tiles_before(first / kStep + 1));
       });
       return left;
     }
@@ -132,7 +128,7 @@ struct PartsProduct {
    private:
     Left(int64_t rows, int64_t columns) : strips_(rows, columns) {}
 
-    // Calls f(accumulators, their columns, first row) for blocks of kStep rows, with zeros around the matrix.
+    // Calls f(rows, their columns, first row) for blocks of kStep rows, with zeros around the matrix.
     template <typename F>
     static void pack_blocks(const scalar_t* matrix, int64_t rows, int64_t columns, const F& f) {
       const int64_t width = whole_vectors<float>(columns);
@@ -145,7 +141,7 @@ struct PartsProduct {
             load_row(matrix + (first + r) * columns, 1, columns, block.get() + r * width);
           }
           std::fill_n(block.get() + here * width, (kStep - here) * width, 0.0f);
-          f(block.get(), width, first);
+          f(RowBlock<float>{block.get(), width}, width, first);
         }
       });
     }
@@ -159,23 +155,18 @@ struct PartsProduct {
    public:
     Right(int64_t depth, int64_t columns) : strips_(columns, depth) { strips_.pad(depth); }
 
-    void pack(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+    template <typename From>
+    void pack(const From& from, int64_t columns, int64_t first, int64_t rows) {
       strips_.pack_right(from, columns, first, rows);
     }
 
-    void pack(const Rows<const scalar_t>& from, const Tile& tile, int64_t rows) {
-      Scratch<acc_t> block(kTileRows * tile.width);
-      for_row_blocks(rows, [&](int64_t first, int64_t block_rows) {
-        load_rows(from, tile, first, block_rows, block.get());
-        pack(block.get(), tile.width, first, block_rows);
-      });
-    }
-
     void set_transposed(const LeftRows& from, int64_t rows, int64_t columns) {
-      strips_.transpose_tiles(from.data, from.step, (rows + kTileSide - 1) / kTileSide, 0, depth_steps(columns));
+      strips_.transpose_tiles(from.data, from.step, (rows + kTileSide - 1) / kTileSide, 0,
+                              depth_steps(columns) * kParts);
     }
 
     StripsOf strips() const { return {strips_.strip(0), strips_.step()}; }
+    const Depth<kParts>& depth() const { return strips_.depth(); }
 
    private:
     friend class TileMatrix;
@@ -186,7 +177,8 @@ struct PartsProduct {
    public:
     TileRows(int64_t rows, int64_t columns) : strips_(rows, columns) {}
 
-    void store(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+    template <typename From>
+    void store(const From& from, int64_t columns, int64_t first, int64_t rows) {
       strips_.pack_left(from, columns, first, rows);
     }
 
@@ -200,7 +192,8 @@ struct PartsProduct {
    public:
     TileMatrix(int64_t rows, int64_t columns) : right_(rows, columns), left_(rows, columns) {}
 
-    void store(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+    template <typename From>
+    void store(const From& from, int64_t columns, int64_t first, int64_t rows) {
       Strips<kParts>::template pack<true, true>(from, columns, first, rows, &left_, &right_.strips_);
     }
 
@@ -226,7 +219,10 @@ struct PartsProduct {
                   bool accumulate, acc_t* out, int64_t ld_out) const {
       const auto multiply_here =
           native_ ? &multiply_operands<kParts, AmxTiles> : &multiply_operands<kParts, EmulatedAmxTiles>;
-      multiply_here(rows, columns, depth_steps(depth), left, right.strips(), accumulate, out, ld_out);
+      const Depth<kParts>& cut = right.depth();
+      const int64_t steps = depth_steps(depth);
+      multiply_here(rows, columns, std::min(steps, cut.steps), steps > cut.steps, left, right.strips(), accumulate, out,
+                    ld_out);
     }
 
    private:

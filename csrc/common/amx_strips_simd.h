@@ -2,7 +2,8 @@
 // Compiled once for each instruction set by foreach_isa.h after amx_tiles_simd.h, inside a namespace.
 //
 // Operands lie in strips: 16 rows of a left one, 16 columns of a right one, and of those tile after tile along the
-// depth, 32 elements deep, for each step the tiles of all parts.
+// depth, 32 elements deep, for each step the tiles of all parts. The last few elements lie in a single tile, if what
+// each product of parts takes of them fits into it side by side: 196 tokens are six steps and one tile.
 
 #if defined(MIXER_KERNELS_ISA_AMX)
 using Bits = Vector<uint32_t>;
@@ -10,6 +11,37 @@ using Bits = Vector<uint32_t>;
 constexpr int64_t kStep = 2 * kTileSide;  // of the depth
 
 inline int64_t depth_steps(int64_t depth) { return (depth + kStep - 1) / kStep; }
+
+// The products of parts that are added up, the smallest first, each with a part of the one before.
+template <int kParts>
+struct PartProducts {
+  static constexpr int kCount = kParts * (kParts + 1) / 2;
+  static constexpr int kLeft[kCount] = {2, 1, 1, 0, 0, 0}, kRight[kCount] = {0, 0, 1, 1, 2, 0};
+};
+
+template <>
+struct PartProducts<1> {
+  static constexpr int kCount = 1, kLeft[] = {0}, kRight[] = {0};
+};
+
+// How the depth of an operand is cut.
+template <int kParts>
+struct Depth {
+  static constexpr int kProducts = PartProducts<kParts>::kCount;
+
+  int64_t steps;
+  int64_t rest;  // elements behind them, in one tile
+
+  explicit Depth(int64_t depth) : steps(depth / kStep), rest(depth % kStep) {
+    if (rest > 0 && (kParts == 1 || kProducts * rest_units() > kTileSide)) ++steps, rest = 0;
+  }
+
+  // A unit holds two elements, so many apart.
+  int64_t rest_units() const { return (rest + 1) / 2; }
+
+  // Tiles before a step, or before the end.
+  int64_t tiles_before(int64_t step) const { return std::min(step, steps) * kParts + (step > steps ? 1 : 0); }
+};
 
 // A vector in bfloat16 parts, the largest first, each in the upper halves of its lanes.
 template <int kParts>
@@ -48,72 +80,90 @@ struct Split<1> {
 template <int kParts>
 class Strips {
  public:
+  using Products = PartProducts<kParts>;
+
   Strips(int64_t width, int64_t depth)
-      : strips_((width + kTileSide - 1) / kTileSide),
-        step_(depth_steps(depth) * kParts * kTileUnits),
+      : depth_(depth),
+        strips_((width + kTileSide - 1) / kTileSide),
+        step_(depth_.tiles_before(depth_steps(depth)) * kTileUnits),
         units_(strips_ * step_) {}
 
+  const Depth<kParts>& depth() const { return depth_; }
   const uint32_t* strip(int64_t index) const { return units_.get() + index * step_; }
   // From a strip to the next.
   int64_t step() const { return step_; }
 
-  // Rows [first, first + rows) of a left operand, of a right one, or of both in one, from accumulators; first is a
-  // multiple of kStep, columns are whole vectors.
-  template <bool kLeft, bool kRight>
-  static void pack(const float* from, int64_t columns, int64_t first, int64_t rows, Strips* left, Strips* right) {
+  // Rows [first, first + rows) of a left operand, of a right one, or of both in one: from(r, c) is a vector of row
+  // first + r, from column c on. first is a multiple of kStep, columns are whole vectors.
+  template <bool kLeft, bool kRight, typename From>
+  static void pack(const From& from, int64_t columns, int64_t first, int64_t rows, Strips* left, Strips* right) {
     const Vector<float> zero{};
-    for (int64_t r = 0; r < rows; r += r % kTileSide == kTileSide - 1 ? kTileSide + 1 : 1) {
-      const bool pair = r + kTileSide < rows;
-      const float *const low = from + r * columns, *const high = low + kTileSide * columns;
-      const int64_t row = first + r, in_tile = row % kTileSide * kTileSide;
-      uint32_t* left_to = kLeft ? left->tile(row / kTileSide, 0, 0) + in_tile : nullptr;
-      uint32_t* right_to = kRight ? right->tile(0, row / kStep, 0) + in_tile : nullptr;
-      for (int64_t c = 0; c < columns; c += kStep) {
-        const bool whole = c + kTileSide < columns;
-        const Split<kParts> low0(load(low + c));
-        const Split<kParts> low1(whole ? load(low + c + kTileSide) : zero);
-        const Split<kParts> high0(pair ? load(high + c) : zero);
-        const Split<kParts> high1(pair && whole ? load(high + c + kTileSide) : zero);
+    const int64_t whole_columns = kLeft ? std::min(columns, left->depth_.steps * kStep) : columns;
+    const int64_t whole_rows = kRight ? std::clamp<int64_t>(right->depth_.steps * kStep - first, 0, rows) : rows;
+    for (int64_t c = 0; c < whole_columns; c += kStep) {
+      const bool whole = c + kTileSide < columns;
+      for (int64_t r = 0; r < rows; r += r % kTileSide == kTileSide - 1 ? kTileSide + 1 : 1) {
+        const bool pair = r + kTileSide < rows;
+        const int64_t row = first + r, in_tile = row % kTileSide * kTileSide;
+        const Split<kParts> low0(from(r, c));
+        const Split<kParts> low1(whole ? from(r, c + kTileSide) : zero);
+        const Split<kParts> high0(pair ? from(r + kTileSide, c) : zero);
+        const Split<kParts> high1(pair && whole ? from(r + kTileSide, c + kTileSide) : zero);
         for (int part = 0; part < kParts; ++part) {
           if constexpr (kLeft) {
-            store(left_to + part * kTileUnits, low0.units_with(low1, part));
-            if (pair) store(left_to + left->step_ + part * kTileUnits, high0.units_with(high1, part));
+            uint32_t* const to = left->tile(row / kTileSide, c / kStep * kParts + part) + in_tile;
+            store(to, low0.units_with(low1, part));
+            if (pair) store(to + left->step_, high0.units_with(high1, part));
           }
-          if constexpr (kRight) {
-            store(right_to + part * kTileUnits, low0.units_with(high0, part));
-            if (whole) store(right_to + right->step_ + part * kTileUnits, low1.units_with(high1, part));
+          if (kRight && r < whole_rows) {
+            uint32_t* const to = right->tile(c / kTileSide, row / kStep * kParts + part) + in_tile;
+            store(to, low0.units_with(high0, part));
+            if (whole) store(to + right->step_, low1.units_with(high1, part));
           }
         }
-        if constexpr (kLeft) left_to += kParts * kTileUnits;
-        if constexpr (kRight) right_to += 2 * right->step_;
       }
+    }
+    if constexpr (kLeft) {
+      if (whole_columns < columns) left->pack_left_rest(from, first, rows);
+    }
+    if constexpr (kRight) {
+      if (whole_rows < rows) right->pack_right_rest(from, whole_rows, columns, Products::kRight);
     }
   }
 
-  void pack_left(const float* from, int64_t columns, int64_t first, int64_t rows) {
+  template <typename From>
+  void pack_left(const From& from, int64_t columns, int64_t first, int64_t rows) {
     pack<true, false>(from, columns, first, rows, this, nullptr);
   }
 
-  void pack_right(const float* from, int64_t columns, int64_t first, int64_t rows) {
+  template <typename From>
+  void pack_right(const From& from, int64_t columns, int64_t first, int64_t rows) {
     pack<false, true>(from, columns, first, rows, nullptr, this);
+  }
+
+  // As a right one, to become a left one by transpose_tiles().
+  template <typename From>
+  void pack_turned_left(const From& from, int64_t columns, int64_t first, int64_t rows) {
+    if (first < depth_.steps * kStep) return pack_right(from, columns, first, rows);
+    pack_right_rest(from, 0, columns, Products::kLeft);
   }
 
   // Zeros below the last row of a right operand's depth, where no row would write them.
   void pad(int64_t depth) {
     const int64_t rest = depth % kStep;
-    if (rest == 0 || rest >= kTileSide) return;
+    if (depth_.rest != 0 || rest == 0 || rest >= kTileSide) return;
     for (int64_t strip = 0; strip < strips_; ++strip) {
       for (int part = 0; part < kParts; ++part) {
-        std::fill_n(tile(strip, depth / kStep, part) + rest * kTileSide, (kTileSide - rest) * kTileSide, 0u);
+        std::fill_n(tile(strip, depth / kStep * kParts + part) + rest * kTileSide, (kTileSide - rest) * kTileSide, 0u);
       }
     }
   }
 
-  // Strips of rows to strips of columns of the transpose, and back; `from` may be this itself.
-  void transpose_tiles(const uint32_t* from, int64_t from_step, int64_t strips, int64_t first_step, int64_t steps) {
+  // Strips of rows to strips of columns of the transpose, and back, between two tiles of each; `from` may be this
+  // itself.
+  void transpose_tiles(const uint32_t* from, int64_t from_step, int64_t strips, int64_t first_tile, int64_t last_tile) {
     for (int64_t strip = 0; strip < strips; ++strip) {
-      for (int64_t at = first_step * kParts * kTileUnits; at < (first_step + steps) * kParts * kTileUnits;
-           at += kTileUnits) {
+      for (int64_t at = first_tile * kTileUnits; at < last_tile * kTileUnits; at += kTileUnits) {
         Vector<uint32_t> square[kTileSide];
         for (int64_t r = 0; r < kTileSide; ++r) square[r] = load(from + strip * from_step + at + r * kTileSide);
         transpose_square<1, uint32_t>(square);
@@ -125,10 +175,47 @@ class Strips {
   }
 
  private:
-  uint32_t* tile(int64_t strip, int64_t step, int64_t part) const {
-    return units_.get() + strip * step_ + (step * kParts + part) * kTileUnits;
+  uint32_t* tile(int64_t strip, int64_t index) const { return units_.get() + strip * step_ + index * kTileUnits; }
+
+  // Of each row the rest of the depth: for every product of parts its units, one after the other.
+  template <typename From>
+  void pack_left_rest(const From& from, int64_t first, int64_t rows) {
+    const int64_t units = depth_.rest_units();
+    for (int64_t r = 0; r < rows; ++r) {
+      float elements[2 * kTileSide] = {};
+      store(elements, from(r, depth_.steps * kStep));
+      const Split<kParts> low(load(elements)), high(load(elements + units));
+      // Behind the units of each are some that are none, until the next ones overwrite them.
+      uint32_t all[2 * kTileSide];
+      uint32_t* end = all;
+      for (const int part : Products::kLeft) {
+        store(end, low.units_with(high, part));
+        end += units;
+      }
+      std::fill(end, all + kTileSide, 0u);
+      const int64_t row = first + r;
+      store(tile(row / kTileSide, depth_.steps * kParts) + row % kTileSide * kTileSide, load(all));
+    }
   }
 
+  // The same of each column, from row r on; which part each product takes is the operand's own.
+  template <typename From>
+  void pack_right_rest(const From& from, int64_t r, int64_t columns, const int (&parts)[Products::kCount]) {
+    const int64_t units = depth_.rest_units();
+    for (int64_t c = 0; c < columns; c += kTileSide) {
+      uint32_t* const to = tile(c / kTileSide, depth_.steps * kParts);
+      for (int64_t unit = 0; unit < units; ++unit) {
+        const Split<kParts> low(from(r + unit, c));
+        const Split<kParts> high(unit + units < depth_.rest ? from(r + unit + units, c) : Vector<float>{});
+        for (int p = 0; p < Products::kCount; ++p) {
+          store(to + (p * units + unit) * kTileSide, low.units_with(high, parts[p]));
+        }
+      }
+      std::fill(to + Products::kCount * units * kTileSide, to + kTileUnits, 0u);
+    }
+  }
+
+  Depth<kParts> depth_;
   int64_t strips_, step_;
   Scratch<uint32_t> units_;
 };

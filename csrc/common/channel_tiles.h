@@ -9,15 +9,16 @@
 namespace mixer_kernels {
 
 constexpr int64_t kStripRows = 16;  // of a tile of AMX: products write as many
-constexpr int64_t kTileRows = 96;   // pairs of whole strips, and blocks of 6 rows for the registers
+constexpr int64_t kTileRows = 32;
+constexpr int64_t kGradientColumns = 128;  // of a tile in backward: sums of gradients are read and written once a tile
 
 inline int64_t whole_strips(int64_t rows) { return (rows + kStripRows - 1) / kStripRows * kStripRows; }
 
 struct Tiling {
   int64_t batch, channels, columns;  // of a tile
 
-  Tiling(int64_t images, int64_t width) : batch(images), channels(width), columns(kWidest) {
-    // Wide tiles read the weights less often; narrow ones leave threads less time without work.
+  Tiling(int64_t images, int64_t width, int64_t widest) : batch(images), channels(width), columns(widest) {
+    // Narrow tiles leave threads less time without work.
     while (columns > kNarrowest && 8 * slowest_thread(columns / 2) < 7 * slowest_thread(columns)) columns /= 2;
   }
 
@@ -25,7 +26,7 @@ struct Tiling {
   int64_t tasks() const { return batch * per_image(); }
 
  private:
-  static constexpr int64_t kWidest = 128, kNarrowest = 32;
+  static constexpr int64_t kNarrowest = 32;
 
   // Columns that the thread with the most tasks works on.
   int64_t slowest_thread(int64_t width) const {

@@ -31,6 +31,41 @@ void prefetch_row(const Rows<const scalar_t>& from, const Tile& tile, int64_t ro
   for (int64_t i = 0; i < tile.columns; i += kLine) __builtin_prefetch(ahead + i);
 }
 
+// Rows side by side, from which products take their operands: (r, c) is a vector of row r, from column c on.
+template <typename scalar_t>
+struct RowBlock {
+  const scalar_t* data;
+  int64_t step;
+
+  Vector<acc_type<scalar_t>> operator()(int64_t r, int64_t c) const { return load_as_acc(data + r * step + c); }
+};
+
+// Those of a tensor. Each access fetches its element of the next block, as hardware does not know this pattern.
+template <typename scalar_t>
+struct TensorRows {
+  RowBlock<scalar_t> rows;
+
+  Vector<acc_type<scalar_t>> operator()(int64_t r, int64_t c) const {
+    __builtin_prefetch(rows.data + (r + kTileRows) * rows.step + c);
+    return rows(r, c);
+  }
+};
+
+// Rows [first, first + rows) of a tensor's tile, with zeros up to the tile's width: where they lie if they can be read
+// in whole vectors, else copied.
+template <typename scalar_t>
+TensorRows<scalar_t> view_rows(const Rows<const scalar_t>& from, const Tile& tile, int64_t first, int64_t rows,
+                               scalar_t* copies) {
+  const scalar_t* const data = from.row(tile.image, first) + tile.first * from.column_step;
+  if (from.column_step == 1 && tile.columns == tile.width) return {{data, from.row_step}};
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < tile.columns; ++i)
+      copies[r * tile.width + i] = data[r * from.row_step + i * from.column_step];
+    std::fill(copies + r * tile.width + tile.columns, copies + (r + 1) * tile.width, scalar_t(0));
+  }
+  return {{copies, tile.width}};
+}
+
 // Rows [first, first + rows) of a tensor's tile as accumulators; zeros up to the tile's width.
 template <typename scalar_t>
 void load_rows(const Rows<const scalar_t>& from, const Tile& tile, int64_t first, int64_t rows,
@@ -51,15 +86,29 @@ void store_rows(const acc_type<scalar_t>* from, const Rows<scalar_t>& to, const 
   }
 }
 
+// Whether a contiguous tensor is stored past the caches: a large one would leave them anyway before somebody reads it,
+// and would take weights with it.
+template <typename scalar_t>
+bool is_streamed(const Rows<scalar_t>& to, int64_t elements, int64_t channels) {
+  constexpr int64_t kLarge = int64_t{4} << 20, kVector = kLanes<acc_type<scalar_t>> * sizeof(scalar_t);
+  return elements * static_cast<int64_t>(sizeof(scalar_t)) >= kLarge && channels * sizeof(scalar_t) % kVector == 0 &&
+         reinterpret_cast<uintptr_t>(to.data) % kVector == 0;
+}
+
 // A row of `to` from that of `from`: f(i, elements from channel i of the tile on). `copies` has room for two rows.
 template <typename scalar_t, typename F>
 void map_row(const Rows<const scalar_t>& from, const Rows<scalar_t>& to, const Tile& tile, int64_t row,
-             scalar_t* copies, const F& f) {
+             scalar_t* copies, bool streamed, const F& f) {
+  constexpr int64_t lanes = kLanes<acc_type<scalar_t>>;
   const scalar_t* const in =
       whole_row(from.row(tile.image, row) + tile.first * from.column_step, from.column_step, tile.columns, copies);
   scalar_t* const out = to.row(tile.image, row) + tile.first;
+  if (streamed) {
+    for (int64_t i = 0; i < tile.width; i += lanes) stream_acc(out + i, f(i, load_as_acc(in + i)));
+    return;
+  }
   scalar_t* const whole = tile.columns == tile.width ? out : copies + tile.width;
-  for (int64_t i = 0; i < tile.width; i += kLanes<acc_type<scalar_t>>) store_acc(whole + i, f(i, load_as_acc(in + i)));
+  for (int64_t i = 0; i < tile.width; i += lanes) store_acc(whole + i, f(i, load_as_acc(in + i)));
   if (whole != out) std::copy_n(whole, tile.columns, out);
 }
 

@@ -84,31 +84,39 @@ struct BiasedRows {
   int64_t rows, width;  // a multiple of the lanes
 
   T bias_of(int64_t row) const { return bias == nullptr ? T(0) : bias[row]; }
+
+  Vector<T> operator()(int64_t row, int64_t i) const { return load(z + row * width + i) + bias_of(row); }
 };
 
 template <typename T, typename F>
 inline void map_vectors(const BiasedRows<T>& block, const F& act) {
   for (int64_t r = 0; r < block.rows; ++r) {
     T* const z = block.z + r * block.width;
-    for (int64_t i = 0; i < block.width; i += kLanes<T>) store(z + i, act(load(z + i) + block.bias_of(r)));
+    for (int64_t i = 0; i < block.width; i += kLanes<T>) store(z + i, act(block(r, i)));
+  }
+}
+
+// Calls f with the activation of vectors, on their way to scalar_t.
+template <typename scalar_t, typename T, typename F>
+void with_activation(Activation activation, const F& f) {
+  using vec = Vector<T>;
+  constexpr bool kRounded = sizeof(scalar_t) == 2;
+  switch (activation) {
+    case Activation::kNone:
+      return f([](vec v) { return v; });
+    case Activation::kRelu:
+      return f([](vec v) { return v < T(0) ? vec{} : v; });
+    case Activation::kGelu:
+      return f([](vec v) { return v * normal_cdf<kRounded, T>(v); });
+    case Activation::kGeluTanh:
+      return f([](vec v) { return v / (exp_minus_2u<T>(v) + T(1)); });
   }
 }
 
 // z = act(z + bias), on its way to scalar_t.
 template <typename scalar_t, typename T>
 void activate(Activation activation, const BiasedRows<T>& block) {
-  using vec = Vector<T>;
-  constexpr bool kRounded = sizeof(scalar_t) == 2;
-  switch (activation) {
-    case Activation::kNone:
-      return map_vectors(block, [](vec v) { return v; });
-    case Activation::kRelu:
-      return map_vectors(block, [](vec v) { return v < T(0) ? vec{} : v; });
-    case Activation::kGelu:
-      return map_vectors(block, [](vec v) { return v * normal_cdf<kRounded, T>(v); });
-    case Activation::kGeluTanh:
-      return map_vectors(block, [](vec v) { return v / (exp_minus_2u<T>(v) + T(1)); });
-  }
+  with_activation<scalar_t, T>(activation, [&](const auto& act) { map_vectors(block, act); });
 }
 
 // act gives the slope and turns its argument into the activation.
@@ -118,7 +126,7 @@ inline void map_vectors_backward(const BiasedRows<T>& block, T* dh, const F& act
     T* const z = block.z + r * block.width;
     T* const d = dh + r * block.width;
     for (int64_t i = 0; i < block.width; i += kLanes<T>) {
-      Vector<T> v = load(z + i) + block.bias_of(r);
+      Vector<T> v = block(r, i);
       store(d + i, load(d + i) * act(v));
       store(z + i, v);
     }

@@ -73,49 +73,20 @@ void multiply_panel(int64_t rows, int64_t columns, int64_t depth, const operand_
   }
 }
 
-// Rows [first, first + rows) of a panel from rows of accumulators. Where a unit holds two rows, `first` is even, and an
-// odd last row is paired with zeros.
-template <typename operand_t>
-void pack_rows(const acc_type<operand_t>* from, int64_t ld_from, int64_t first, int64_t rows, int64_t columns,
-               unit_type<operand_t>* panel, int64_t ld_panel) {
-  if constexpr (kUnitDepth<operand_t> == 2) {
-    for (int64_t row = 0; row < rows; row += 2) {
-      uint32_t* to = panel + (first + row) / 2 * ld_panel;
-      const float* low = from + row * ld_from;
-      for (int64_t i = 0; i < columns; i += kLanes<float>) {
-        const Vector<float> high = row + 1 < rows ? load(low + ld_from + i) : Vector<float>{};
-        store(to + i, round_to_units<operand_t>(load(low + i), high));
-      }
-    }
-  } else {
-    for (int64_t row = 0; row < rows; ++row) {
-      std::copy_n(from + row * ld_from, columns, panel + (first + row) * ld_panel);
-    }
-  }
-}
-
-// A tensor's tile, all of its rows, as the panel of a product. No element is rounded.
-template <typename scalar_t>
-void pack_tile(const Rows<const scalar_t>& from, const Tile& tile, int64_t rows,
-               unit_type<operand_type<scalar_t>>* panel) {
-  if constexpr (std::is_same_v<operand_type<scalar_t>, acc_type<scalar_t>>) {
-    load_rows(from, tile, 0, rows, panel);
-  } else {
-    using bits = Vector<uint32_t>;
-    // Zeros behind the last column and below the last row.
-    Scratch<scalar_t> copies(2 * tile.width);
-    std::fill_n(copies.get(), 2 * tile.width, scalar_t(0));
-    const auto row_of = [&](int64_t row, scalar_t* copy) {
-      prefetch_row(from, tile, row);
-      return whole_row(from.row(tile.image, row) + tile.first * from.column_step, from.column_step, tile.columns, copy);
-    };
-    for (int64_t row = 0; row < rows; row += 2, panel += tile.width) {
-      const scalar_t* const low = row_of(row, copies.get());
-      if (row + 1 == rows) std::fill_n(copies.get() + tile.width, tile.width, scalar_t(0));
-      const scalar_t* const high =
-          row + 1 < rows ? row_of(row + 1, copies.get() + tile.width) : copies.get() + tile.width;
-      for (int64_t i = 0; i < tile.width; i += kLanes<uint32_t>) {
-        store(panel + i, (bits)load_as_acc(low + i) >> 16 | (bits)load_as_acc(high + i));
+// Rows [first, first + rows) of a panel: from(r, c) is a vector of row first + r, from column c on. Where a unit holds
+// two rows, `first` is even, and an odd last row is paired with zeros.
+template <typename operand_t, typename From>
+void pack_rows(const From& from, int64_t first, int64_t rows, int64_t columns, unit_type<operand_t>* panel,
+               int64_t ld_panel) {
+  using acc_t = acc_type<operand_t>;
+  constexpr int64_t depth = kUnitDepth<operand_t>;
+  for (int64_t row = 0; row < rows; row += depth) {
+    unit_type<operand_t>* const to = panel + (first + row) / depth * ld_panel;
+    for (int64_t i = 0; i < columns; i += kLanes<acc_t>) {
+      if constexpr (depth == 2) {
+        store(to + i, round_to_units<operand_t>(from(row, i), row + 1 < rows ? from(row + 1, i) : Vector<acc_t>{}));
+      } else {
+        store(to + i, from(row, i));
       }
     }
   }
@@ -181,8 +152,11 @@ struct VectorProduct {
   using operand_t = operand_type<scalar_t>;
   using unit_t = unit_type<operand_t>;
 
-  // Whether a call of this size had better be made with this product than with VectorProduct.
-  static bool pays(const Tiling&) { return true; }
+  // Whether a call with so many columns, of all images, had better be made with this product than with VectorProduct.
+  static bool pays(int64_t) { return true; }
+
+  // Of a tile in forward: wide ones read the weights less often, narrow ones leave the caches to them.
+  static constexpr int64_t kColumns = 64;
 
   struct LeftRows {
     const operand_t* data;
@@ -211,13 +185,11 @@ struct VectorProduct {
    public:
     Right(int64_t depth, int64_t columns) : panel_(units<operand_t>(depth) * columns) {}
 
-    // Rows [first, first + rows) from accumulators side by side; first is a multiple of kTileRows.
-    void pack(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
-      pack_rows<operand_t>(from, columns, first, rows, columns, panel_.get(), columns);
-    }
-
-    void pack(const Rows<const scalar_t>& from, const Tile& tile, int64_t rows) {
-      pack_tile(from, tile, rows, panel_.get());
+    // Rows [first, first + rows): from(r, c) is a vector of row first + r, from column c on. first is a multiple of
+    // kTileRows.
+    template <typename From>
+    void pack(const From& from, int64_t columns, int64_t first, int64_t rows) {
+      pack_rows<operand_t>(from, first, rows, columns, panel_.get(), columns);
     }
 
     // The transpose of a matrix (rows, columns); its own columns are whole vectors.
@@ -237,9 +209,13 @@ struct VectorProduct {
    public:
     TileRows(int64_t rows, int64_t columns) : rows_(rows * columns) {}
 
-    void store(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+    template <typename From>
+    void store(const From& from, int64_t columns, int64_t first, int64_t rows) {
       ld_ = columns;
-      store_row(rows_.get() + first * columns, rows * columns, from);
+      for (int64_t r = 0; r < rows; ++r) {
+        operand_t* const to = rows_.get() + (first + r) * columns;
+        for (int64_t i = 0; i < columns; i += kLanes<acc_t>) store_acc(to + i, from(r, i));
+      }
     }
 
     LeftRows left() const { return {rows_.get(), ld_}; }
@@ -254,7 +230,8 @@ struct VectorProduct {
    public:
     TileMatrix(int64_t rows, int64_t columns) : right_(rows, columns), rows_(kSame ? 0 : rows, columns) {}
 
-    void store(const acc_t* from, int64_t columns, int64_t first, int64_t rows) {
+    template <typename From>
+    void store(const From& from, int64_t columns, int64_t first, int64_t rows) {
       right_.pack(from, columns, first, rows);
       if constexpr (!kSame) rows_.store(from, columns, first, rows);
       ld_ = columns;

@@ -26,7 +26,6 @@ namespace {
 template <typename scalar_t>
 struct Mixing {
   int64_t batch, tokens, channels, hidden;
-  Tiling tiles;
   double eps;
   Activation activation;
   Rows<const scalar_t> x;
@@ -77,7 +76,6 @@ class Arguments {
                 x.size(1),
                 x.size(2),
                 weight1.size(0),
-                Tiling(x.size(0), x.size(2)),
                 eps,
                 static_cast<Activation>(activation),
                 Rows<const scalar_t>(x),

@@ -41,22 +41,29 @@ void token_statistics(const Mixing<scalar_t>& m, acc_type<scalar_t>* mean, acc_t
   });
 }
 
-// Rows [first, first + rows) of n = (x - mean) * rstd * norm_weight + norm_bias; zeros up to the tile's width, where
-// the parameters are zeros.
+// Rows of n = (x - mean) * rstd * norm_weight + norm_bias; zeros up to the tile's width, where the parameters are
+// zeros.
 template <typename scalar_t>
-void normalise_rows(const Mixing<scalar_t>& m, const Statistics<acc_type<scalar_t>>& statistics, const Tile& tile,
-                    int64_t first, int64_t rows, acc_type<scalar_t>* n) {
+class NormalisedRows {
+ public:
   using acc_t = acc_type<scalar_t>;
-  load_rows(m.x, tile, first, rows, n);
-  for (int64_t r = 0; r < rows; ++r, n += tile.width) {
-    const int64_t token = tile.image * m.tokens + first + r;
-    const acc_t mean = statistics.mean[token], rstd = statistics.rstd[token];
-    for (int64_t i = 0; i < tile.width; i += kLanes<acc_t>) {
-      const Vector<acc_t> weight = load(m.norm_weight + tile.first + i), bias = load(m.norm_bias + tile.first + i);
-      store(n + i, (load(n + i) - mean) * rstd * weight + bias);
-    }
+
+  NormalisedRows(const Mixing<scalar_t>& m, const Statistics<acc_t>& statistics, const Tile& tile, int64_t first,
+                 int64_t rows, scalar_t* copies)
+      : x_(view_rows(m.x, tile, first, rows, copies)),
+        mean_(statistics.mean + tile.image * m.tokens + first),
+        rstd_(statistics.rstd + tile.image * m.tokens + first),
+        weight_(m.norm_weight + tile.first),
+        bias_(m.norm_bias + tile.first) {}
+
+  Vector<acc_t> operator()(int64_t r, int64_t c) const {
+    return (x_(r, c) - mean_[r]) * rstd_[r] * load(weight_ + c) + load(bias_ + c);
   }
-}
+
+ private:
+  TensorRows<scalar_t> x_;
+  const acc_t *mean_, *rstd_, *weight_, *bias_;
+};
 
 template <typename acc_t>
 const acc_t* from_row(const acc_t* bias, int64_t row) {
@@ -67,40 +74,48 @@ template <typename scalar_t, typename Product = VectorProduct<scalar_t>>
 void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, acc_type<scalar_t>* mean,
                           acc_type<scalar_t>* rstd) {
   using acc_t = acc_type<scalar_t>;
-  if (!Product::pays(m.tiles)) return token_mixing_forward<scalar_t>(m, y, mean, rstd);
+  if (!Product::pays(m.batch * m.channels)) return token_mixing_forward<scalar_t>(m, y, mean, rstd);
+  const Tiling tiles(m.batch, m.channels, Product::kColumns);
   token_statistics(m, mean, rstd);
   const Statistics<acc_t> statistics{mean, rstd};
   const typename Product::Left weight1(m.weight1, m.hidden, m.tokens);
   const typename Product::Left weight2(m.weight2, m.weight2 ? m.tokens : 0, m.hidden);
 
-  at::parallel_for(0, m.tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
+  const bool streamed = is_streamed(y, m.batch * m.tokens * m.channels, m.channels);
+  at::parallel_for(0, tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
     const typename Product::Session session{};
-    typename Product::Right normalised(m.tokens, m.tiles.columns);
-    typename Product::Right hidden(m.hidden, m.tiles.columns);
-    Scratch<acc_t> block(kTileRows * m.tiles.columns);
-    Scratch<scalar_t> copies(2 * m.tiles.columns);
+    typename Product::Right normalised(m.tokens, tiles.columns);
+    typename Product::Right hidden(m.hidden, tiles.columns);
+    Scratch<acc_t> block(kTileRows * tiles.columns);
+    Scratch<scalar_t> copies(kTileRows * tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
-      const Tile tile = Tile::of<acc_t>(m.tiles, index);
+      const Tile tile = Tile::of<acc_t>(tiles, index);
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
-        normalise_rows(m, statistics, tile, token, rows, block.get());
-        normalised.pack(block.get(), tile.width, token, rows);
+        normalised.pack(NormalisedRows<scalar_t>(m, statistics, tile, token, rows, copies.get()), tile.width, token,
+                        rows);
       });
       for_row_blocks(m.hidden, [&](int64_t unit, int64_t rows) {
         session.multiply(rows, tile.width, m.tokens, weight1.from(unit), normalised, false, block.get(), tile.width);
-        activate<scalar_t>(m.activation, BiasedRows<acc_t>{block.get(), from_row(m.bias1, unit), rows, tile.width});
-        if (m.weight2 == nullptr) return store_rows(block.get(), y, tile, unit, rows);
-        hidden.pack(block.get(), tile.width, unit, rows);
+        const BiasedRows<acc_t> z{block.get(), from_row(m.bias1, unit), rows, tile.width};
+        if (m.weight2 == nullptr) {
+          activate<scalar_t>(m.activation, z);
+          return store_rows(block.get(), y, tile, unit, rows);
+        }
+        with_activation<scalar_t, acc_t>(m.activation, [&](const auto& act) {
+          hidden.pack([&](int64_t r, int64_t c) { return act(z(r, c)); }, tile.width, unit, rows);
+        });
       });
       if (m.weight2 == nullptr) continue;
       for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
         session.multiply(rows, tile.width, m.hidden, weight2.from(token), hidden, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t bias = m.bias2 ? m.bias2[token + r] : acc_t(0), *const update = block.get() + r * tile.width;
-          map_row(m.x, y, tile, token + r, copies.get(),
+          map_row(m.x, y, tile, token + r, copies.get(), streamed,
                   [&](int64_t i, Vector<acc_t> x) { return x + load(update + i) + bias; });
         }
       });
     }
+    if (streamed) end_of_stream();
   });
 }
 
@@ -142,19 +157,20 @@ class BackwardTile {
   using acc_t = acc_type<scalar_t>;
 
   BackwardTile(const Mixing<scalar_t>& m, const Statistics<acc_t>& statistics, const Rows<const scalar_t>& dy,
-               const Rows<scalar_t>& dx, const BackwardWeights<scalar_t, Product>& weights)
+               const Rows<scalar_t>& dx, const BackwardWeights<scalar_t, Product>& weights, int64_t columns)
       : m_(m),
         statistics_(statistics),
         dy_(dy),
         dx_(dx),
         weights_(weights),
-        normalised_(m.tokens, m.tiles.columns),
-        dy_matrix_(m.weight2 ? m.tokens : 0, m.tiles.columns),
-        hidden_(m.weight2 ? m.hidden : 0, m.tiles.columns),
-        dz_(m.hidden, m.tiles.columns),
-        turned_(m.tiles.columns, whole_vectors<acc_t>(std::max(m.tokens, m.hidden))),
-        z_(kTileRows * m.tiles.columns),
-        dh_(kTileRows * m.tiles.columns) {}
+        normalised_(m.tokens, columns),
+        dy_matrix_(m.weight2 ? m.tokens : 0, columns),
+        dz_(m.hidden, columns),
+        hidden_(m.weight2 ? m.hidden : 0, columns),
+        turned_(columns, whole_vectors<acc_t>(std::max(m.tokens, m.hidden))),
+        z_(kTileRows * columns),
+        dh_(kTileRows * columns),
+        copies_(kTileRows * columns) {}
 
   // The first tile of a part overwrites the part's gradients, the others add to them.
   void run(const Tile& tile, bool first, WeightGradients<scalar_t>& gradients) {
@@ -178,11 +194,11 @@ class BackwardTile {
  private:
   void load_panels(const Tile& tile, WeightGradients<scalar_t>& gradients) {
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) {
-      normalise_rows(m_, statistics_, tile, token, rows, z_.get());
-      normalised_.store(z_.get(), tile.width, token, rows);
+      normalised_.store(NormalisedRows<scalar_t>(m_, statistics_, tile, token, rows, copies_.get()), tile.width, token,
+                        rows);
       if (m_.weight2 == nullptr) return;
       load_rows(dy_, tile, token, rows, dh_.get());
-      dy_matrix_.store(dh_.get(), tile.width, token, rows);
+      dy_matrix_.store(RowBlock<acc_t>{dh_.get(), tile.width}, tile.width, token, rows);
       add_row_sums(dh_.get(), tile.width, rows, gradients.bias2 + token);
     });
   }
@@ -201,9 +217,9 @@ class BackwardTile {
                         tile.width);
       activate_backward<scalar_t>(m_.activation, BiasedRows<acc_t>{z, from_row(m_.bias1, unit), rows, tile.width}, dh);
     }
-    if (m_.weight2) hidden_.store(z, tile.width, unit, rows);
+    if (m_.weight2) hidden_.store(RowBlock<acc_t>{z, tile.width}, tile.width, unit, rows);
     add_row_sums(dh, tile.width, rows, gradients.bias1 + unit);
-    dz_.store(dh, tile.width, unit, rows);
+    dz_.store(RowBlock<acc_t>{dh, tile.width}, tile.width, unit, rows);
   }
 
   // Columns past the tile's last hold zeros in dy, and so in dh and dz.
@@ -219,9 +235,11 @@ class BackwardTile {
   const Rows<scalar_t>& dx_;
   const BackwardWeights<scalar_t, Product>& weights_;
   typename Product::Session session_;
-  typename Product::TileMatrix normalised_, dy_matrix_, hidden_, dz_;
+  typename Product::TileMatrix normalised_, dy_matrix_, dz_;
+  typename Product::TileRows hidden_;
   typename Product::Right turned_;
   Scratch<acc_t> z_, dh_;
+  Scratch<scalar_t> copies_;
 };
 
 // dx of the rows of one part from dn, which lies in its place, and the part's share of the gradients of the affine.
@@ -267,15 +285,16 @@ template <typename scalar_t, typename Product = VectorProduct<scalar_t>>
 void token_mixing_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<scalar_t>>& statistics,
                            const Rows<const scalar_t>& dy, const Gradients<scalar_t>& out) {
   using acc_t = acc_type<scalar_t>;
-  if (!Product::pays(m.tiles)) return token_mixing_backward<scalar_t>(m, statistics, dy, out);
+  if (!Product::pays(m.batch * m.channels)) return token_mixing_backward<scalar_t>(m, statistics, dy, out);
   const BackwardWeights<scalar_t, Product> weights(m);
-  const int64_t tasks = m.tiles.tasks();
+  const Tiling tiles(m.batch, m.channels, kGradientColumns);
+  const int64_t tasks = tiles.tasks();
   std::vector<WeightGradients<scalar_t>> parts;
   for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
   in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
-    BackwardTile<scalar_t, Product> tile(m, statistics, dy, out.dx, weights);
+    BackwardTile<scalar_t, Product> tile(m, statistics, dy, out.dx, weights, tiles.columns);
     for (int64_t index = begin; index < end; ++index)
-      tile.run(Tile::of<acc_t>(m.tiles, index), index == begin, parts[part]);
+      tile.run(Tile::of<acc_t>(tiles, index), index == begin, parts[part]);
   });
   using Part = WeightGradients<scalar_t>;
   sum_parts(parts, &Part::weight1, m.hidden, m.tokens, parts[0].ld1, out.dweight1);
