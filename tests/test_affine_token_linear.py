@@ -172,6 +172,17 @@ def test_every_instruction_set(dtype, isa):
     assert_accurate("native", lambda: draw((6, 49, 96), dtype, scale=1e-6))
 
 
+@pytest.mark.parametrize("isa", ["avx2", "amx"], indirect=True)
+def test_weight_gradients_of_many_images(isa):
+    # A sum over all of their columns, of which one thread has every one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert_accurate("native", lambda: draw((64, 17, 512), torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_output_larger_than_caches(dtype, isa):
     # From 4 MiB on it is stored past them.

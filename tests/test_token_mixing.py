@@ -86,6 +86,17 @@ def test_an_output_larger_than_caches(dtype, isa):
     assert_as_accurate(mixing("native")(*inputs), mixing("reference")(*inputs), exact)
 
 
+@pytest.mark.parametrize("isa", ["avx2", "amx"], indirect=True)
+def test_weight_gradients_of_many_images(isa):
+    # A sum over all of their columns, of which one thread has every one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert_accurate(mixing, "native", lambda: draw((64, 17, 512, 24), torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_profiler_counts_scratch_memory_in_every_call():
     pytest.importorskip("mixer_kernels._C")
     inputs = draw((2, 49, 96, 33), torch.float32)

@@ -86,9 +86,7 @@ struct ParameterGradients {
         all(size),
         weight(all.get()),
         bias(weight + whole_strips(m.tokens) * ld),
-        channel_sums(bias + m.tokens) {
-    std::fill_n(bias, m.tokens + 3 * width, acc_t(0));
-  }
+        channel_sums(bias + m.tokens) {}
 };
 
 // Everything that one tile gives: dx, and its share of the gradients of the parameters.
@@ -111,8 +109,9 @@ class BackwardTile {
         x_(kTileRows * columns),
         u_(kTileRows * columns) {}
 
-  // The first tile of a part overwrites dweight of the part, the others add to it.
+  // The first tile overwrites the gradients, the others add to them.
   void run(const Tile& tile, bool first, ParameterGradients<scalar_t>& gradients) {
+    if (first) std::fill_n(gradients.bias, m_.tokens + 3 * gradients.width, acc_t(0));
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { load_dy(tile, token, rows, gradients.bias + token); });
     for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { backpropagate(tile, token, rows, gradients); });
     turned_.set_transposed(inner_.left(), m_.tokens, tile.width);
@@ -190,9 +189,9 @@ void affine_token_linear_backward(const AffineLinear<scalar_t>& m, const Rows<co
   for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
   in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
     BackwardTile<scalar_t, Product> tile(m, dy, out.dx, transposed, row_sums.get(), tiles.columns);
-    for (int64_t index = begin; index < end; ++index) {
-      tile.run(Tile::of<acc_t>(tiles, index), index == begin, parts[part]);
-    }
+    sum_tasks(
+        begin, end, parts[part], [&] { return Part(m); },
+        [&](int64_t index, bool first, Part& sums) { tile.run(Tile::of<acc_t>(tiles, index), first, sums); });
   });
   sum_parts(parts, &Part::weight, m.tokens, m.tokens, parts[0].ld, out.dweight);
   sum_parts(parts, &Part::bias, 1, m.tokens, 0, out.dbias);

@@ -126,6 +126,25 @@ void in_parts(int64_t tasks, int64_t parts, const F& f) {
   });
 }
 
+// Adds up what tasks [begin, end) give: run(index, first, sums) adds to sums, or overwrites them if it is the first. Of
+// many tasks the sums of groups are added up, as in a single long sum of float32 digits would be lost.
+template <typename Sums, typename Make, typename F>
+void sum_tasks(int64_t begin, int64_t end, Sums& total, const Make& make_sums, const F& run) {
+  constexpr int64_t kLongest = 32;
+  const int64_t tasks = end - begin;
+  const int64_t group = tasks <= kLongest ? tasks : static_cast<int64_t>(std::ceil(std::sqrt(tasks)));
+  const auto run_group = [&](int64_t first, Sums& sums) {
+    for (int64_t index = first; index < std::min(first + group, end); ++index) run(index, index == first, sums);
+  };
+  run_group(begin, total);
+  if (tasks == group) return;
+  Sums few = make_sums();
+  for (int64_t first = begin + group; first < end; first += group) {
+    run_group(first, few);
+    for (int64_t i = 0; i < total.size; ++i) total.all.get()[i] += few.all.get()[i];
+  }
+}
+
 // to (rows, columns) = a matrix (rows, ld) of all parts, added in their order. Overwrites that of the first.
 template <typename scalar_t, typename Part>
 void sum_parts(const std::vector<Part>& parts, acc_type<scalar_t>* Part::* matrix, int64_t rows, int64_t columns,

@@ -172,7 +172,7 @@ class BackwardTile {
         dh_(kTileRows * columns),
         copies_(kTileRows * columns) {}
 
-  // The first tile of a part overwrites the part's gradients, the others add to them.
+  // The first tile overwrites the gradients, the others add to them.
   void run(const Tile& tile, bool first, WeightGradients<scalar_t>& gradients) {
     if (first) std::fill_n(gradients.bias1, m_.hidden + m_.tokens, acc_t(0));
     load_panels(tile, gradients);
@@ -289,14 +289,15 @@ void token_mixing_backward(const Mixing<scalar_t>& m, const Statistics<acc_type<
   const BackwardWeights<scalar_t, Product> weights(m);
   const Tiling tiles(m.batch, m.channels, kGradientColumns);
   const int64_t tasks = tiles.tasks();
-  std::vector<WeightGradients<scalar_t>> parts;
+  using Part = WeightGradients<scalar_t>;
+  std::vector<Part> parts;
   for (int64_t part = 0; part < std::min<int64_t>(tasks, at::get_num_threads()); ++part) parts.emplace_back(m);
   in_parts(tasks, parts.size(), [&](int64_t part, int64_t begin, int64_t end) {
     BackwardTile<scalar_t, Product> tile(m, statistics, dy, out.dx, weights, tiles.columns);
-    for (int64_t index = begin; index < end; ++index)
-      tile.run(Tile::of<acc_t>(tiles, index), index == begin, parts[part]);
+    sum_tasks(
+        begin, end, parts[part], [&] { return Part(m); },
+        [&](int64_t index, bool first, Part& sums) { tile.run(Tile::of<acc_t>(tiles, index), first, sums); });
   });
-  using Part = WeightGradients<scalar_t>;
   sum_parts(parts, &Part::weight1, m.hidden, m.tokens, parts[0].ld1, out.dweight1);
   sum_parts(parts, &Part::weight2, m.tokens, m.hidden, parts[0].ld2, out.dweight2);
   sum_parts(parts, &Part::bias1, 1, m.hidden, 0, out.dbias1);
