@@ -86,13 +86,12 @@ void store_rows(const acc_type<scalar_t>* from, const Rows<scalar_t>& to, const 
   }
 }
 
-// Whether a contiguous tensor is stored past the caches: a large one would leave them anyway before somebody reads it,
-// and would take weights with it.
+// Whether a contiguous tensor is stored past the caches.
 template <typename scalar_t>
 bool is_streamed(const Rows<scalar_t>& to, int64_t elements, int64_t channels) {
-  constexpr int64_t kLarge = int64_t{4} << 20, kVector = kLanes<acc_type<scalar_t>> * sizeof(scalar_t);
-  return elements * static_cast<int64_t>(sizeof(scalar_t)) >= kLarge && channels * sizeof(scalar_t) % kVector == 0 &&
-         reinterpret_cast<uintptr_t>(to.data) % kVector == 0;
+  constexpr int64_t kVector = kLanes<acc_type<scalar_t>> * sizeof(scalar_t);
+  return elements * static_cast<int64_t>(sizeof(scalar_t)) >= kStreamedBytes &&
+         channels * sizeof(scalar_t) % kVector == 0 && reinterpret_cast<uintptr_t>(to.data) % kVector == 0;
 }
 
 // A row of `to` from that of `from`: f(i, elements from channel i of the tile on). `copies` has room for two rows.
