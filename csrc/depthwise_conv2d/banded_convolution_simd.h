@@ -28,10 +28,14 @@ class BandedConvolution {
   int64_t rows() const { return c_.tile.h; }
   int64_t step() const { return c_.tile.h; }
 
-  void run(const TileOfMap& tile, int64_t channel, int64_t, float* out) {
+  void run(const TileOfMap& tile, int64_t channel, int64_t, float* out, int64_t pitch, const TileOfMap& next) {
     set_kernel(tile.channel + channel);
     for (int64_t w = 0; w < windows_; ++w) {
-      at::native::cpublas::brgemm(tile.rows, columns_, c_.kernel.h * width_, width_, columns_, pitch(), false,
+      // A share of the next tile's rows for each window.
+      for (int64_t row = w; row < next.rows; row += windows_) {
+        __builtin_prefetch(c_.x.pixel(next.image, next.channel, next.row + row, next.column));
+      }
+      at::native::cpublas::brgemm(tile.rows, columns_, c_.kernel.h * width_, width_, columns_, pitch, false,
                                   reinterpret_cast<const c10::BFloat16*>(x_.window(channel, w)),
                                   reinterpret_cast<const c10::BFloat16*>(band_.get()), out + w * columns_);
     }

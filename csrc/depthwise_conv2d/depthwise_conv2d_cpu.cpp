@@ -46,6 +46,9 @@ struct Epilogue {
   const acc_of<scalar_t>*bias, *scale, *shift;
   Map<const scalar_t> residual;  // of no data where it is absent
   Activation activation;
+  bool scaled;  // whether there is a scale or a shift
+
+  bool is_only_bias() const { return activation == Activation::kNone && !scaled && residual.data == nullptr; }
 };
 
 // Means and sums of squared deviations, a vector of each for every task, or null.
@@ -137,10 +140,11 @@ void CpuConvolution::forward(const at::Tensor& x, const at::Tensor& weight, cons
     const auto biases = padded_parameter<scalar_t>(bias, x.size(1), 0);
     const auto scales = padded_parameter<scalar_t>(scale, x.size(1), 1);
     const auto shifts = padded_parameter<scalar_t>(shift, x.size(1), 0);
-    convolve(forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(y)),
-             Epilogue<scalar_t>{bias ? biases.get() : nullptr, scales.get(), shifts.get(),
-                                Map<const scalar_t>(residual), static_cast<Activation>(activation)},
-             y);
+    convolve(
+        forward_correlation(x, whole.const_data_ptr<scalar_t>(), geometry, size_of(y)),
+        Epilogue<scalar_t>{bias ? biases.get() : nullptr, scales.get(), shifts.get(), Map<const scalar_t>(residual),
+                           static_cast<Activation>(activation), scale.has_value() || shift.has_value()},
+        y);
   });
 }
 
@@ -158,10 +162,11 @@ void CpuConvolution::statistics(const at::Tensor& x, const at::Tensor& weight, c
     const TileGrid grid = select_isa(&baseline::grid_of<scalar_t>, &avx2::grid_of<scalar_t>, &avx512::grid_of<scalar_t>,
                                      &avx512_bf16::grid_of<scalar_t>)(c);
     const Scratch<double> means(grid.tasks() * grid.block()), deviations(grid.tasks() * grid.block());
-    convolve(c,
-             Epilogue<scalar_t>{
-                 bias ? biases.get() : nullptr, ones.get(), zeros.get(), {}, static_cast<Activation>(activation)},
-             z, {means.get(), deviations.get()});
+    convolve(
+        c,
+        Epilogue<scalar_t>{
+            bias ? biases.get() : nullptr, ones.get(), zeros.get(), {}, static_cast<Activation>(activation), false},
+        z, {means.get(), deviations.get()});
     merge_moments(grid, means.get(), deviations.get(), mean.mutable_data_ptr<acc_t>(), var.mutable_data_ptr<acc_t>());
   });
 }
@@ -173,9 +178,10 @@ void CpuConvolution::backward_input(const at::Tensor& dz, const at::Tensor& weig
     const at::Tensor whole = weight.contiguous();
     const auto ones = padded_parameter<scalar_t>({}, dz.size(1), 1);
     const auto zeros = padded_parameter<scalar_t>({}, dz.size(1), 0);
-    convolve(backward_correlation(dz, whole.const_data_ptr<scalar_t>(), g, size_of(dx)),
-             Epilogue<scalar_t>{nullptr, ones.get(), zeros.get(), Map<const scalar_t>(residual), Activation::kNone},
-             dx);
+    convolve(
+        backward_correlation(dz, whole.const_data_ptr<scalar_t>(), g, size_of(dx)),
+        Epilogue<scalar_t>{nullptr, ones.get(), zeros.get(), Map<const scalar_t>(residual), Activation::kNone, false},
+        dx);
   });
 }
 

@@ -32,22 +32,37 @@ inline void plane_moments(const float* values, int64_t pitch, const TileOfMap& t
   });
 }
 
-// residual + scale * v + shift for the first n of a row of whole vectors; streamed: past the caches.
+// The epilogue of a channel: the first `columns` of `rows` rows of whole vectors; streamed: past the caches.
 template <typename scalar_t>
-void finish_row(const Epilogue<scalar_t>& e, int64_t channel, const scalar_t* residual, const float* values, int64_t n,
-                scalar_t* to, bool streamed) {
+void finish_rows(const Epilogue<scalar_t>& e, Activation activation, int64_t channel, const Rows<const scalar_t>& past,
+                 const Rows<const float>& values, int64_t rows, int64_t columns, const Rows<scalar_t>& to,
+                 bool streamed) {
   using bits_t = bits_type<scalar_t>;
   constexpr int64_t lanes = kLanes<bits_t>, parts = lanes / kLanes<float>;
-  const Vector<float> scale = broadcast(e.scale[channel]), shift = broadcast(e.shift[channel]);
-  for (int64_t i = 0; i < n; i += lanes) {
-    Vector<float> v[parts];
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t at = i + part * kLanes<float>;
-      v[part] = load(values + at) * scale + shift;
-      if (residual != nullptr) v[part] += load_as_acc(residual + at);
-    }
-    store_first(reinterpret_cast<bits_t*>(to) + i, std::min(lanes, n - i), round_to_bits<scalar_t>(v), streamed);
+  // Rows without a gap are one.
+  if (values.step == columns && to.step == columns && (past.data == nullptr || past.step == columns)) {
+    columns *= rows;
+    rows = 1;
   }
+  // The bias last: a sum that begins with it is rounded at its size.
+  const Vector<float> bias = broadcast(e.bias == nullptr ? 0.0f : e.bias[channel]);
+  const Vector<float> scale = broadcast(e.scale[channel]), shift = broadcast(e.shift[channel]);
+  with_activation<scalar_t, float>(activation, [&](const auto& act) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* const from = values.row(row);
+      const scalar_t* const residual = past.row(row);
+      for (int64_t i = 0; i < columns; i += lanes) {
+        Vector<float> v[parts];
+        for (int64_t part = 0; part < parts; ++part) {
+          const int64_t at = i + part * kLanes<float>;
+          v[part] = act(load(from + at) + bias) * scale + shift;
+        }
+        if (residual != nullptr) add_elements(residual + i, columns - i, v);
+        store_first(reinterpret_cast<bits_t*>(to.row(row)) + i, std::min(lanes, columns - i),
+                    round_to_bits<scalar_t>(v), streamed);
+      }
+    }
+  });
 }
 
 // Calls f(channel, row) for the first rows of the steps of every channel of a tile.
@@ -65,6 +80,8 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
   using bits_t = bits_type<scalar_t>;
   const TileGrid grid = plane_grid(c);
   const bool across = y.column_step != 1, streamed = is_streamed(c);
+  const Activation activation = moments.mean == nullptr ? e.activation : Activation::kNone;
+  const bool direct = moments.mean == nullptr && e.is_only_bias() && !across;
   const auto task_at = [&](int64_t index) { return across ? grid.by_image(index) : index; };
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     Convolution convolution(c);
@@ -74,38 +91,40 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
     std::fill_n(values.get(), plane, 0.0f);
     const Scratch<bits_t> finished(across ? grid.block() * plane : 0);
     std::optional<PlaneWindows<scalar_t, bits_t>> residual;
-    if (e.residual.data != nullptr) residual.emplace(grid.block(), c.tile.h, 1, 0, pitch);
+    if (e.residual.data != nullptr && (across || e.residual.column_step != 1)) {
+      residual.emplace(grid.block(), c.tile.h, 1, 0, pitch);
+    }
+    TileOfMap next = grid[task_at(begin)];
     for (int64_t index = begin; index < end; ++index) {
-      const TileOfMap tile = grid[task_at(index)];
+      const TileOfMap tile = next;
+      next = grid[task_at(std::min(index + 1, end - 1))];
       convolution.inputs().fill_tile(tile);
       if (residual) residual->fill(e.residual, c.out, tile, tile.row, tile.column, tile.rows);
-      for_steps(tile, convolution.step(), [&](int64_t channel, int64_t row) {
-        const int64_t rows = std::min(convolution.step(), tile.rows - row);
+      for_steps(tile, convolution.step(), [&](int64_t step_channel, int64_t row) {
+        const int64_t channel = tile.channel + step_channel, rows = std::min(convolution.step(), tile.rows - row);
+        const float* const bias = e.bias == nullptr ? nullptr : e.bias + channel;
+        Rows<scalar_t> to{y.pixel(tile.image, channel, tile.row + row, tile.column), y.row_step};
+        if constexpr (std::is_same_v<Convolution, RowConvolution<float>>) {
+          if (direct && tile.columns == pitch && rows == convolution.step()) {
+            return convolution.run(tile, step_channel, row, to.data, to.step, next, bias == nullptr ? 0 : *bias);
+          }
+        }
         float* const out = values.get() + row * pitch;
-        convolution.run(tile, channel, row, out);
-        // Last: a sum that begins with the bias is rounded at its size.
-        const float* const bias = e.bias == nullptr ? nullptr : e.bias + tile.channel + channel;
-        const Activation activation = moments.mean == nullptr ? e.activation : Activation::kNone;
-        if (bias != nullptr || activation != Activation::kNone) {
-          activate<scalar_t>(activation, BiasedRows<float>{out, bias, 1, rows * pitch});
+        convolution.run(tile, step_channel, row, out, pitch, next);
+        Rows<const scalar_t> past;
+        if (residual) {
+          past = {reinterpret_cast<const scalar_t*>(residual->window(step_channel, 0)) + row * pitch, pitch};
+        } else if (e.residual.data != nullptr) {
+          past = {e.residual.pixel(tile.image, channel, tile.row + row, tile.column), e.residual.row_step};
         }
-        const auto* const past =
-            residual ? reinterpret_cast<const scalar_t*>(residual->window(channel, 0)) + row * pitch : nullptr;
-        // Rows without a gap are one.
-        const bool whole = across || (pitch == tile.columns && y.row_step == pitch);
-        const int64_t lines = whole ? 1 : rows, columns = whole ? rows * pitch : tile.columns;
-        for (int64_t line = 0; line < lines; ++line) {
-          finish_row(e, tile.channel + channel, past == nullptr ? past : past + line * pitch, out + line * pitch,
-                     columns,
-                     across ? reinterpret_cast<scalar_t*>(finished.get()) + channel * plane + row * pitch
-                            : y.pixel(tile.image, tile.channel + channel, tile.row + row + line, tile.column),
-                     streamed && !across);
-        }
+        if (across) to = {reinterpret_cast<scalar_t*>(finished.get()) + step_channel * plane + row * pitch, pitch};
+        finish_rows(e, activation, channel, past, {out, pitch}, rows, across ? pitch : tile.columns, to,
+                    streamed && !across);
         if (moments.mean == nullptr) return;
-        activate<scalar_t>(e.activation, BiasedRows<float>{out, nullptr, 1, rows * pitch});
+        activate<scalar_t>(e.activation, BiasedRows<float>{out, bias, 1, rows * pitch});
         if (row + rows < tile.rows) return;
-        const int64_t to = task_at(index) * grid.block() + channel;
-        plane_moments(values.get(), pitch, tile, moments.mean + to, moments.deviations + to);
+        const int64_t at = task_at(index) * grid.block() + step_channel;
+        plane_moments(values.get(), pitch, tile, moments.mean + at, moments.deviations + at);
       });
       if (across) store_across(finished.get(), plane, pitch, tile, y, streamed);
     }

@@ -5,6 +5,15 @@
 template <typename scalar_t>
 using bits_type = std::conditional_t<sizeof(scalar_t) == 2, uint16_t, acc_type<scalar_t>>;
 
+// Rows of elements that begin `step` apart, or none.
+template <typename T>
+struct Rows {
+  T* data = nullptr;
+  int64_t step = 0;
+
+  T* row(int64_t index) const { return data + index * step; }
+};
+
 // How many planes a task takes: with the channels side by side in memory some cache lines of each pixel.
 template <typename scalar_t>
 int64_t plane_block(const Correlation<scalar_t>& c) {
@@ -62,6 +71,18 @@ inline Vector<plane_t> load_within(const scalar_t* row, int64_t first, int64_t s
   return load(few);
 }
 
+// Adds elements to the accumulators that a vector of elements is made of, but nothing behind the first n.
+template <typename scalar_t>
+inline void add_elements(const scalar_t* from, int64_t n, Vector<acc_type<scalar_t>>* values) {
+  constexpr int64_t lanes = kLanes<acc_type<scalar_t>>, all = kLanes<bits_type<scalar_t>>;
+  alignas(kVectorBytes) scalar_t few[all];
+  if (n < all) {
+    store(reinterpret_cast<bits_type<scalar_t>*>(few), load_within<bits_type<scalar_t>>(from, 0, n));
+    from = few;
+  }
+  for (int64_t i = 0; i < all; i += lanes) values[i / lanes] += load_as_acc(from + i);
+}
+
 // The first `count` of some vectors from rows of elements, `step` apart; all lanes but the first n are zeros.
 template <typename plane_t, int kCount, typename scalar_t>
 __attribute__((always_inline)) inline void load_rows(const scalar_t* from, int64_t step, int64_t count, int64_t n,
@@ -110,6 +131,20 @@ __attribute__((always_inline)) inline void store_rows(const Vector<T>* rows, int
     for (int64_t lane = std::max<int64_t>(0, begin); lane < std::min(end, lanes); ++lane) {
       to[i * step + lane] = rows[i][lane];
     }
+  }
+}
+
+// The first n lanes of rows of elements.
+template <typename plane_t, typename scalar_t>
+void copy_rows(const scalar_t* from, int64_t from_step, int64_t rows, int64_t n, plane_t* to, int64_t to_step) {
+  constexpr int64_t lanes = kLanes<plane_t>;
+  if (n >= lanes) {
+    for (int64_t r = 0; r < rows; ++r, from += from_step, to += to_step) store(to, load_elements<plane_t>(from));
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r, from += from_step, to += to_step) {
+    const Vector<plane_t> few = load_within<plane_t>(from, 0, n);
+    store_rows<1>(&few, 1, 0, n, to, 0);
   }
 }
 
@@ -195,8 +230,10 @@ class PlaneWindows {
     const int64_t begin = std::clamp<int64_t>(-row, 0, rows), end = std::clamp(size.h - row, begin, rows);
     // Zeros stay where they are as long as what is filled does.
     const std::array<int64_t, 4> filled = {begin, end, column, size.w};
-    if (filled != filled_) std::fill_n(elements_.get(), size_, plane_t(0));
-    filled_ = filled;
+    if (filled != filled_) {
+      std::fill_n(elements_.get(), size_, plane_t(0));
+      filled_ = filled;
+    }
     if (map.channel_step == 1 && map.column_step != 1) {
       for (int64_t r = begin; r < end; ++r) {
         fill_across(map.pixel(tile.image, tile.channel, row + r, 0), map.column_step, size.w, tile.channels, column, r);
@@ -227,10 +264,10 @@ class PlaneWindows {
       }
       return;
     }
-    for (int64_t i = 0; i < width_; i += lanes) {
-      for (int64_t r = 0; r < rows; ++r) {
-        store(to + r * width_ + i, load_within<plane_t>(from + r * map.row_step, column + i, size));
-      }
+    // What lies outside is zero already.
+    const int64_t begin = std::max<int64_t>(0, -column), end = std::min(width_, size - column);
+    for (int64_t i = begin; i < end; i += lanes) {
+      copy_rows(from + column + i, map.row_step, rows, end - i, to + i, width_);
     }
   }
 

@@ -7,10 +7,11 @@ constexpr int kPlaneRows = kVectorBytes == 64 ? 8 : 4;
 constexpr int kPlaneVectors = 2;
 constexpr int kKernelRows = 9;
 
-// Adds kTaps rows of the kernel, `taps` of each; weight: (taps, KH).
+// Adds kTaps rows of the kernel, `taps` of each; weight: (taps, KH). The bias last: a sum that begins with it is
+// rounded at its size. Meanwhile as many rows as outputs come into the cache from `ahead`.
 template <int kTaps, int kVectors>
 void convolve_rows(const float* x, int64_t width, const float* weight, int64_t kernel_rows, int64_t taps,
-                   bool accumulate, float* out, int64_t pitch) {
+                   bool accumulate, float bias, float* out, int64_t pitch, const Rows<const char>& ahead) {
   constexpr int64_t lanes = kLanes<float>;
   Vector<float> acc[kPlaneRows][kVectors];
   for (int r = 0; r < kPlaneRows; ++r) {
@@ -22,6 +23,9 @@ void convolve_rows(const float* x, int64_t width, const float* weight, int64_t k
     for (int k = 0; k < kTaps; ++k) {
       w[k] = broadcast(weight[k]);
       keep_in_register(w[k]);
+    }
+    for (int64_t row = tap; row < kPlaneRows; row += taps) {
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(ahead.row(row) + v * kVectorBytes);
     }
     const float* in = x + tap;
 #pragma GCC unroll 16
@@ -43,7 +47,7 @@ void convolve_rows(const float* x, int64_t width, const float* weight, int64_t k
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       float* const to = out + r * pitch + v * lanes;
-      store(to, accumulate ? load(to) + acc[r][v] : acc[r][v]);
+      store(to, (accumulate ? load(to) + acc[r][v] : acc[r][v]) + bias);
     }
   }
 }
@@ -86,17 +90,23 @@ class RowConvolution {
   int64_t rows() const { return rows_; }
   int64_t step() const { return kPlaneRows; }
 
-  // One step of the outputs of a channel of the tile, from row `row` on.
-  void run(const TileOfMap& tile, int64_t channel, int64_t row, float* out) {
+  // One step of the outputs of a channel of the tile, from row `row` on; rows of `out` are `pitch` apart. next: the
+  // tile to come.
+  void run(const TileOfMap& tile, int64_t channel, int64_t row, float* out, int64_t pitch, const TileOfMap& next,
+           float bias = 0) {
     set_kernel(tile.channel + channel);
     const float* const x = x_.window(channel, 0) + row * x_.width();
+    const scalar_t* const ahead = c_.x.pixel(next.image, next.channel, next.row + row, next.column);
+    const int64_t ahead_step = c_.x.row_step * static_cast<int64_t>(sizeof(scalar_t));
     for (const Part& part : parts_) {
       const float* const in = x + part.row * x_.width() + part.column;
       const float* const weight = weight_.get() + part.column * c_.kernel.h + part.row;
       for (int64_t column = 0; column < pitch_; column += kPlaneVectors * kLanes<float>) {
         const int64_t vectors = std::min<int64_t>(kPlaneVectors, (pitch_ - column) / kLanes<float>);
         convolve_rows_of(part.rows, vectors, std::make_integer_sequence<int, kKernelRows * kPlaneVectors>{})(
-            in + column, x_.width(), weight, c_.kernel.h, part.columns, &part != parts_.data(), out + column, pitch_);
+            in + column, x_.width(), weight, c_.kernel.h, part.columns, &part != &parts_.front(),
+            &part == &parts_.back() ? bias : 0, out + column, pitch,
+            {reinterpret_cast<const char*>(ahead + column), ahead_step});
       }
     }
   }
