@@ -87,7 +87,6 @@ void convolve_block(const unit_type<operand_t>* x, int64_t x_row, const int64_t*
   for (int r = 0; r < kRows; ++r) {
     for (int p = 0; p < kPixels; ++p) acc[r][p] = Vector<acc_t>{};
   }
-  // Two rows of outputs share the inputs of all but the first and the last of the rows that they read.
   add_row<operand_t, true, false>(acc, x, offsets, taps, weight);
   for (int64_t row = 1; row < kernel_rows; ++row) {
     add_row<operand_t, true, kRows == 2>(acc, x + row * x_row, offsets, taps, weight + row * taps * lanes);
@@ -131,27 +130,25 @@ class LaneConvolution {
 
   void set_inputs(const TileOfMap& tile) { x_.fill(tile); }
 
-  // The outputs of one block of channels: (rows, columns, lanes).
-  void run(int64_t block, const TileOfMap& tile, acc_t* out) const {
+  // Rows of outputs that are made at once: two share the inputs of all but the first and the last of the rows they
+  // read.
+  int64_t step() const { return c_.stride.h == 1 && c_.dilation.h == 1 ? 2 : 1; }
+
+  // One or two rows of the outputs of one block of channels, from row `row` on: (rows, columns, lanes).
+  void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t rows, acc_t* out) const {
     const KernelBlock<scalar_t, operand_t>& kernel = kernels_[block];
     const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
     const int64_t rows_of_sum = std::max<int64_t>(1, kLongestSum / kernel.taps());
     const int64_t parts = (c_.kernel.h + rows_of_sum - 1) / rows_of_sum;
-    const bool two = c_.stride.h == 1 && c_.dilation.h == 1;
-    for (int64_t row = 0; row < tile.rows;) {
-      const int64_t rows = two && row + 1 < tile.rows ? 2 : 1;
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t kh = part * c_.kernel.h / parts, end = (part + 1) * c_.kernel.h / parts;
-        const auto* const x = inputs.row(row * c_.stride.h + kh * c_.dilation.h);
-        for_blocks(tile.columns, [&](int64_t column, int64_t pixels) {
-          const auto convolve = rows == 2 ? convolve_block_of<operand_t, 2>(pixels, kAllBlocks)
-                                          : convolve_block_of<operand_t, 1>(pixels, kAllBlocks);
-          convolve(x + column * lanes, c_.dilation.h * inputs.row_step(), offsets_.data(), kernel.taps(),
-                   kernel.row(kh), end - kh, part > 0, out + (row * tile.columns + column) * lanes,
-                   tile.columns * lanes);
-        });
-      }
-      row += rows;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t kh = part * c_.kernel.h / parts, end = (part + 1) * c_.kernel.h / parts;
+      const auto* const x = inputs.row(row * c_.stride.h + kh * c_.dilation.h);
+      for_blocks(tile.columns, [&](int64_t column, int64_t pixels) {
+        const auto convolve = rows == 2 ? convolve_block_of<operand_t, 2>(pixels, kAllBlocks)
+                                        : convolve_block_of<operand_t, 1>(pixels, kAllBlocks);
+        convolve(x + column * lanes, c_.dilation.h * inputs.row_step(), offsets_.data(), kernel.taps(), kernel.row(kh),
+                 end - kh, part > 0, out + column * lanes, tile.columns * lanes);
+      });
     }
   }
 
@@ -162,24 +159,36 @@ class LaneConvolution {
   std::vector<int64_t> offsets_;
 };
 
-// y = residual + scale * v + shift for a row of a tile's accumulators.
+// The epilogue of a row of a tile's accumulators.
 template <typename scalar_t>
 void store_outputs(const TileOfMap& tile, int64_t row, const acc_type<scalar_t>* values, const Epilogue<scalar_t>& e,
-                   const Map<scalar_t>& y, bool streamed, acc_type<scalar_t>* room) {
+                   Activation activation, const Map<scalar_t>& y, bool streamed, acc_type<scalar_t>* room) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
+  // The bias last: a sum that begins with it is rounded at its size.
+  const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + tile.channel);
   const Vector<acc_t> factor = load(e.scale + tile.channel), summand = load(e.shift + tile.channel);
   const bool alone = e.residual.data == nullptr;
   if (!alone) {
     const auto* const from = e.residual.pixel(tile.image, tile.channel, tile.row + row, tile.column);
     load_pixels(e.residual, from, tile.channels, tile.columns, room);
   }
-  for (int64_t i = 0; i < tile.columns * lanes; i += lanes) {
-    const Vector<acc_t> v = load(values + i) * factor + summand;
-    store(room + i, alone ? v : load(room + i) + v);
-  }
-  store_pixels(room, tile.channels, tile.columns, y, y.pixel(tile.image, tile.channel, tile.row + row, tile.column),
-               streamed);
+  scalar_t* const to = y.pixel(tile.image, tile.channel, tile.row + row, tile.column);
+  const bool direct = y.channel_step == 1 && tile.channels == lanes;
+  with_activation<scalar_t, acc_t>(activation, [&](const auto& act) {
+    for (int64_t p = 0; p < tile.columns; ++p) {
+      Vector<acc_t> v = act(load(values + p * lanes) + bias) * factor + summand;
+      if (!alone) v += load(room + p * lanes);
+      if (!direct) {
+        store(room + p * lanes, v);
+      } else if constexpr (std::is_same_v<scalar_t, acc_t>) {
+        streamed ? stream(to + p * y.column_step, v) : store(to + p * y.column_step, v);
+      } else {
+        store_acc(to + p * y.column_step, v);
+      }
+    }
+  });
+  if (!direct) store_pixels(room, tile.channels, tile.columns, y, to);
 }
 
 // Mean and sum of squared deviations of a tile, for each lane.
@@ -207,6 +216,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
   constexpr int64_t lanes = kLanes<acc_t>;
   const TileGrid grid = lane_grid(c);
   const int64_t group = blocks_of_task(c);
+  const Activation activation = moments.mean == nullptr ? e.activation : Activation::kNone;
   const bool streamed = is_streamed(c) && y.channel_step == 1 &&
                         reinterpret_cast<uintptr_t>(y.data) % kVectorBytes == 0 &&
                         y.column_step * sizeof(scalar_t) % kVectorBytes == 0;
@@ -220,26 +230,22 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
       if (index == begin || grid.begins_block(index)) convolution.set_channels(tile);
       convolution.set_inputs(tile);
       for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
+        for (int64_t row = 0; row < tile.rows; row += convolution.step()) {
+          const int64_t rows = std::min(convolution.step(), tile.rows - row);
+          acc_t* const out = values.get() + block * size + row * tile.columns * lanes;
+          convolution.run(block, part, row, rows, out);
+          for (int64_t r = 0; r < rows; ++r) {
+            store_outputs(part, row + r, out + r * tile.columns * lanes, e, activation, y, streamed, room.get());
+          }
+        }
+      });
+      if (moments.mean == nullptr) continue;
+      for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
         acc_t* const out = values.get() + block * size;
-        convolution.run(block, part, out);
         if (e.bias != nullptr) {
-          // Last: a sum that begins with it is rounded at its size.
           const Vector<acc_t> bias = load(e.bias + part.channel);
           for (int64_t i = 0; i < pixels * lanes; i += lanes) store(out + i, load(out + i) + bias);
         }
-        if (moments.mean == nullptr && e.activation != Activation::kNone) {
-          activate<scalar_t>(e.activation, BiasedRows<acc_t>{out, nullptr, pixels, lanes});
-        }
-      });
-      for (int64_t row = 0; row < tile.rows; ++row) {
-        for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
-          store_outputs(part, row, values.get() + block * size + row * tile.columns * lanes, e, y, streamed,
-                        room.get());
-        });
-      }
-      if (moments.mean == nullptr) continue;
-      for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap&) {
-        acc_t* const out = values.get() + block * size;
         activate<scalar_t>(e.activation, BiasedRows<acc_t>{out, nullptr, pixels, lanes});
         const int64_t to = (index * group + block) * lanes;
         tile_moments(out, pixels, moments.mean + to, moments.deviations + to);

@@ -66,23 +66,12 @@ void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t c
   }
 }
 
-// The way back; `map` is dense. streamed: past the caches.
+// The way back; `map` is dense.
 template <typename scalar_t>
 void store_pixels(const acc_type<scalar_t>* from, int64_t channels, int64_t pixels, const Map<scalar_t>& map,
-                  scalar_t* to, bool streamed) {
+                  scalar_t* to) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
-  if (map.channel_step == 1 && channels == lanes) {
-    const int64_t step = map.column_step;
-    if constexpr (std::is_same_v<scalar_t, acc_t>) {
-      if (streamed) {
-        for (int64_t p = 0; p < pixels; ++p) stream(to + p * step, load(from + p * lanes));
-        return;
-      }
-    }
-    for (int64_t p = 0; p < pixels; ++p) store_acc(to + p * step, load(from + p * lanes));
-    return;
-  }
   if (map.column_step == 1 && pixels >= lanes) {
     for (int64_t next = 0; next < pixels; next += lanes) {
       const int64_t p = std::min(next, pixels - lanes);
