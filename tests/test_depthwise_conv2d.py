@@ -50,6 +50,7 @@ CASES = (
     ((1, 16, 20, 17), (51, 5), {}),
     ((1, 16, 20, 17), (5, 51), {}),
     ((3, 30, 7, 22), (1, 9), {}),
+    ((2, 3, 16, 32), (31, 31), {}),
 )
 # Layouts: name -> how to turn a contiguous (B, C, H, W) tensor into one of the same values.
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
