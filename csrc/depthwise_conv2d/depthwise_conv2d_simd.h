@@ -32,7 +32,9 @@ Path path_of(const Correlation<scalar_t>& c) {
   const bool stepless = std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
   if (!stepless || std::is_same_v<scalar_t, double>) return Path::kLanes;
   if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) return c.amx ? Path::kBands : Path::kLanes;
-  return c.channels_last ? Path::kLanes : Path::kRows;
+  // With the channels side by side in memory planes are transposed, which many taps win back.
+  constexpr int64_t kManyTaps = 12 * 12;
+  return c.channels_last && c.kernel.h * c.kernel.w <= kManyTaps ? Path::kLanes : Path::kRows;
 }
 
 // The tasks of depthwise_convolve.

@@ -81,7 +81,7 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
   const TileGrid grid = plane_grid(c);
   const bool across = y.column_step != 1, streamed = is_streamed(c);
   const Activation activation = moments.mean == nullptr ? e.activation : Activation::kNone;
-  const bool direct = moments.mean == nullptr && e.is_only_bias() && !across;
+  const bool direct = moments.mean == nullptr && e.is_only_bias();
   const auto task_at = [&](int64_t index) { return across ? grid.by_image(index) : index; };
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     Convolution convolution(c);
@@ -103,9 +103,12 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
       for_steps(tile, convolution.step(), [&](int64_t step_channel, int64_t row) {
         const int64_t channel = tile.channel + step_channel, rows = std::min(convolution.step(), tile.rows - row);
         const float* const bias = e.bias == nullptr ? nullptr : e.bias + channel;
-        Rows<scalar_t> to{y.pixel(tile.image, channel, tile.row + row, tile.column), y.row_step};
+        const Rows<scalar_t> to =
+            across ? Rows<scalar_t>{reinterpret_cast<scalar_t*>(finished.get()) + step_channel * plane + row * pitch,
+                                    pitch}
+                   : Rows<scalar_t>{y.pixel(tile.image, channel, tile.row + row, tile.column), y.row_step};
         if constexpr (std::is_same_v<Convolution, RowConvolution<float>>) {
-          if (direct && tile.columns == pitch && rows == convolution.step()) {
+          if (direct && (across || (tile.columns == pitch && rows == convolution.step()))) {
             return convolution.run(tile, step_channel, row, to.data, to.step, next, bias == nullptr ? 0 : *bias);
           }
         }
@@ -117,7 +120,6 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
         } else if (e.residual.data != nullptr) {
           past = {e.residual.pixel(tile.image, channel, tile.row + row, tile.column), e.residual.row_step};
         }
-        if (across) to = {reinterpret_cast<scalar_t*>(finished.get()) + step_channel * plane + row * pitch, pitch};
         finish_rows(e, activation, channel, past, {out, pitch}, rows, across ? pitch : tile.columns, to,
                     streamed && !across);
         if (moments.mean == nullptr) return;

@@ -14,10 +14,10 @@ struct Rows {
   T* row(int64_t index) const { return data + index * step; }
 };
 
-// How many planes a task takes: with the channels side by side in memory some cache lines of each pixel.
+// How many planes a task takes: with the channels side by side in memory two cache lines of each pixel.
 template <typename scalar_t>
 int64_t plane_block(const Correlation<scalar_t>& c) {
-  return c.channels_last ? 64 : 1;
+  return c.channels_last ? 128 / static_cast<int64_t>(sizeof(scalar_t)) : 1;
 }
 
 template <typename scalar_t>
