@@ -15,7 +15,7 @@ from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional, Pa
 
 IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
-# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/quick.json; GPU: not measured
+# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/full.json; GPU: not measured
 # yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 

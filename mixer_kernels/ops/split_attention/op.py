@@ -12,7 +12,7 @@ from mixer_kernels.ops.split_attention import native_impl, reference, triton_imp
 
 IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
-# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/quick.json; GPU: not measured
+# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/full.json; GPU: not measured
 # yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 
