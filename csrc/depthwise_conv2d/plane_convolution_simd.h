@@ -34,9 +34,9 @@ inline void plane_moments(const float* values, int64_t pitch, const TileOfMap& t
 
 // The epilogue of a channel: the first `columns` of `rows` rows of whole vectors; streamed: past the caches.
 template <typename scalar_t>
-void finish_rows(const Epilogue<scalar_t>& e, Activation activation, int64_t channel, const Rows<const scalar_t>& past,
-                 const Rows<const float>& values, int64_t rows, int64_t columns, const Rows<scalar_t>& to,
-                 bool streamed) {
+void finish_rows(const Epilogue<scalar_t>& e, Activation activation, int64_t channel,
+                 const PlaneRows<const scalar_t>& past, const PlaneRows<const float>& values, int64_t rows,
+                 int64_t columns, const PlaneRows<scalar_t>& to, bool streamed) {
   using bits_t = bits_type<scalar_t>;
   constexpr int64_t lanes = kLanes<bits_t>, parts = lanes / kLanes<float>;
   // Rows without a gap are one.
@@ -103,10 +103,11 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
       for_steps(tile, convolution.step(), [&](int64_t step_channel, int64_t row) {
         const int64_t channel = tile.channel + step_channel, rows = std::min(convolution.step(), tile.rows - row);
         const float* const bias = e.bias == nullptr ? nullptr : e.bias + channel;
-        const Rows<scalar_t> to =
-            across ? Rows<scalar_t>{reinterpret_cast<scalar_t*>(finished.get()) + step_channel * plane + row * pitch,
-                                    pitch}
-                   : Rows<scalar_t>{y.pixel(tile.image, channel, tile.row + row, tile.column), y.row_step};
+        const PlaneRows<scalar_t> to =
+            across
+                ? PlaneRows<scalar_t>{reinterpret_cast<scalar_t*>(finished.get()) + step_channel * plane + row * pitch,
+                                      pitch}
+                : PlaneRows<scalar_t>{y.pixel(tile.image, channel, tile.row + row, tile.column), y.row_step};
         if constexpr (std::is_same_v<Convolution, RowConvolution<float>>) {
           if (direct && (across || (tile.columns == pitch && rows == convolution.step()))) {
             return convolution.run(tile, step_channel, row, to.data, to.step, next, bias == nullptr ? 0 : *bias);
@@ -114,7 +115,7 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
         }
         float* const out = values.get() + row * pitch;
         convolution.run(tile, step_channel, row, out, pitch, next);
-        Rows<const scalar_t> past;
+        PlaneRows<const scalar_t> past;
         if (residual) {
           past = {reinterpret_cast<const scalar_t*>(residual->window(step_channel, 0)) + row * pitch, pitch};
         } else if (e.residual.data != nullptr) {

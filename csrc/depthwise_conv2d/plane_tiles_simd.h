@@ -5,9 +5,9 @@
 template <typename scalar_t>
 using bits_type = std::conditional_t<sizeof(scalar_t) == 2, uint16_t, acc_type<scalar_t>>;
 
-// Rows of elements that begin `step` apart, or none.
+// Rows of a plane that begin `step` elements apart, or none.
 template <typename T>
-struct Rows {
+struct PlaneRows {
   T* data = nullptr;
   int64_t step = 0;
 

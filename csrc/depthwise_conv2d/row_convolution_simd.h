@@ -11,7 +11,7 @@ constexpr int kKernelRows = 9;
 // rounded at its size. Meanwhile as many rows as outputs come into the cache from `ahead`.
 template <int kTaps, int kVectors>
 void convolve_rows(const float* x, int64_t width, const float* weight, int64_t kernel_rows, int64_t taps,
-                   bool accumulate, float bias, float* out, int64_t pitch, const Rows<const char>& ahead) {
+                   bool accumulate, float bias, float* out, int64_t pitch, const PlaneRows<const char>& ahead) {
   constexpr int64_t lanes = kLanes<float>;
   Vector<float> acc[kPlaneRows][kVectors];
   for (int r = 0; r < kPlaneRows; ++r) {
