@@ -438,6 +438,22 @@ def test_every_instruction_set(monkeypatch, dtype, isa):
         )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_everywhere(monkeypatch, dtype, isa):
+    pytest.importorskip("mixer_kernels._C")
+    monkeypatch.setenv("MIXER_KERNELS_ISA", isa)
+    if mixer_kernels._C.build_info()["cpu_isa"] != isa:
+        pytest.skip(f"this CPU has no {isa}")
+    z = torch.cat((torch.linspace(-8, 8, 4090), torch.tensor([-60000.0, -100, 0, 30, 100, 60000]))).to(dtype)
+    y = MF.depthwise_conv2d(z.view(1, 1, 64, 64), z.new_ones(1, 1, 1, 1), activation="gelu", backend="native").flatten()
+    expected = nn.functional.gelu(z.double())
+    # What the normal distribution function is off by, and the rounding of y.
+    slack = (2e-7 if dtype == torch.float32 else 5e-5) * z.double().abs().clamp(max=8)
+    rounding = torch.finfo(dtype).eps / 2 * expected.abs()
+    assert ((y.double() - expected).abs() <= slack + rounding).all()
+
+
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
 def test_values_that_are_not_finite_stay_in_their_window(device, backend, memory_format):
     inputs = draw((3, 20, 12, 40), (5, 3), torch.float32, device)

@@ -50,20 +50,45 @@ inline Vector<double> erf(Vector<double> x) {
   return x;
 }
 
+#if defined(MIXER_KERNELS_ISA_AMX)
+// The standard normal distribution function from tables that fit into registers.
+template <int kPowers>
+inline Vector<float> look_up_normal_cdf(Vector<float> z) {
+  using Pieces = NormalCdfPieces<kPowers>;
+  constexpr auto& powers = kNormalCdfPieces<kPowers>.powers;
+  // The smaller magnitude, with the sign of z.
+  const auto inside = (Vector<float>)_mm512_range_ps((__m512)z, _mm512_set1_ps(Pieces::kLast * Pieces::kWidth), 0b0010);
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits.
+  const Vector<float> scaled = inside * float(1.0 / Pieces::kWidth), shifted = scaled + 12582912.0f;
+  const Vector<float> t = kPowers == 2 ? inside : scaled - (shifted - 12582912.0f);
+  const auto coefficient = [&](int power) {
+    return (Vector<float>)_mm512_permutex2var_ps(_mm512_loadu_ps(powers[power]), (__m512i)shifted,
+                                                 _mm512_loadu_ps(powers[power] + 16));
+  };
+  Vector<float> sum = coefficient(kPowers);
+  for (int power = kPowers - 1; power >= 0; --power) sum = sum * t + coefficient(power);
+  return sum;
+}
+#endif
+
 // The standard normal distribution function. Where kRounded says that the result is rounded to 16 bits, within 5e-5,
 // well below what those resolve, and without a division.
 template <bool kRounded, typename T>
 inline Vector<T> normal_cdf(Vector<T> z) {
+#if defined(MIXER_KERNELS_ISA_AMX)
+  if constexpr (std::is_same_v<T, float>) return look_up_normal_cdf<kRounded ? 2 : 5>(z);
+#endif
   if constexpr (kRounded) {
-    // An odd polynomial that reaches 0 and 1 at the bounds.
-    z = z < -4.25f ? broadcast(-4.25f) : z;
-    z = z > 4.25f ? broadcast(4.25f) : z;
-    const Vector<T> square = z * z;
+    // An odd polynomial that reaches 0 and 1 at the bounds; any negative z, however large, is to be multiplied by 0.
+    Vector<T> inside = z > 4.25f ? broadcast(4.25f) : z;
+    inside = z < -4.25f ? broadcast(-4.25f) : inside;
+    const Vector<T> square = inside * inside;
     constexpr float kCoefficients[] = {-4.539121e-09f,  1.9914127e-07f, -5.1522256e-06f, 8.8491215e-05f,
                                        -1.0788275e-03f, 9.7171878e-03f, -6.6186905e-02f, 3.9881745e-01f};
     Vector<T> sum = broadcast(4.586955e-11f);
     for (const float coefficient : kCoefficients) sum = sum * square + coefficient;
-    return z * sum + 0.5f;
+    const Vector<T> cdf = inside * sum + 0.5f;
+    return z < -4.25f ? Vector<T>{} : cdf;
   } else {
     return erf(z * T(0.70710678118654752440)) * T(0.5) + T(0.5);
   }
@@ -119,43 +144,29 @@ void activate(Activation activation, const BiasedRows<T>& block) {
   with_activation<scalar_t, T>(activation, [&](const auto& act) { map_vectors(block, act); });
 }
 
-// act gives the slope and turns its argument into the activation.
-template <typename T, typename F>
-inline void map_vectors_backward(const BiasedRows<T>& block, T* dh, const F& act) {
-  for (int64_t r = 0; r < block.rows; ++r) {
-    T* const z = block.z + r * block.width;
-    T* const d = dh + r * block.width;
-    for (int64_t i = 0; i < block.width; i += kLanes<T>) {
-      Vector<T> v = block(r, i);
-      store(d + i, load(d + i) * act(v));
-      store(z + i, v);
-    }
-  }
-}
-
-// dh *= act'(z + bias) and z = act(z + bias), both on their way to scalar_t.
-template <typename scalar_t, typename T>
-void activate_backward(Activation activation, const BiasedRows<T>& block, T* dh) {
+// Calls f with what turns vectors into their activation and gives its slope there, both on their way to scalar_t.
+template <typename scalar_t, typename T, typename F>
+void with_activation_backward(Activation activation, const F& f) {
   using vec = Vector<T>;
   constexpr bool kRounded = sizeof(scalar_t) == 2;
   switch (activation) {
     case Activation::kNone:
-      return map_vectors(block, [](vec v) { return v; });
+      return f([](vec&) { return broadcast(T(1)); });
     case Activation::kRelu:
-      return map_vectors_backward(block, dh, [](vec& v) {
+      return f([](vec& v) {
         const vec slope = v > T(0) ? broadcast(T(1)) : vec{};
         v = v < T(0) ? vec{} : v;
         return slope;
       });
     case Activation::kGelu:
-      return map_vectors_backward(block, dh, [](vec& v) {
+      return f([](vec& v) {
         const vec cdf = normal_cdf<kRounded, T>(v);
         const vec slope = exp(v * v * T(-0.5)) * v * T(0.39894228040143267794) + cdf;
         v *= cdf;
         return slope;
       });
     case Activation::kGeluTanh:
-      return map_vectors_backward(block, dh, [](vec& v) {
+      return f([](vec& v) {
         const vec e = exp_minus_2u<T>(v);
         const vec cdf = T(1) / (e + T(1));
         const vec slope_of_2u = v * v * T(0.21406444881780073) + T(1.59576912160573071176);
@@ -163,4 +174,20 @@ void activate_backward(Activation activation, const BiasedRows<T>& block, T* dh)
         return e * cdf * v * slope_of_2u + cdf;
       });
   }
+}
+
+// dh *= act'(z + bias) and z = act(z + bias).
+template <typename scalar_t, typename T>
+void activate_backward(Activation activation, const BiasedRows<T>& block, T* dh) {
+  with_activation_backward<scalar_t, T>(activation, [&](const auto& act) {
+    for (int64_t r = 0; r < block.rows; ++r) {
+      T* const z = block.z + r * block.width;
+      T* const d = dh + r * block.width;
+      for (int64_t i = 0; i < block.width; i += kLanes<T>) {
+        Vector<T> v = block(r, i);
+        store(d + i, load(d + i) * act(v));
+        store(z + i, v);
+      }
+    }
+  });
 }

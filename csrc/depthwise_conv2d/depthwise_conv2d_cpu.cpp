@@ -20,6 +20,7 @@
 #include "common/dispatch.h"
 #include "common/grain.h"
 #include "common/isa.h"
+#include "common/normal_cdf.h"
 #include "common/rows.h"
 #include "common/scratch.h"
 #include "depthwise_conv2d/depthwise_conv2d_binding.h"

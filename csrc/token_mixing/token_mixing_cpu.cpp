@@ -15,6 +15,7 @@
 #include "common/dispatch.h"
 #include "common/grain.h"
 #include "common/isa.h"
+#include "common/normal_cdf.h"
 #include "common/rows.h"
 #include "common/scratch.h"
 #include "token_mixing/token_mixing_binding.h"
