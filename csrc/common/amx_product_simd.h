@@ -15,11 +15,43 @@ struct StripsOf {
   StripsOf from(int64_t strip, int64_t tile) const { return {data + strip * step + tile * kTileUnits, step}; }
 };
 
+// Work in pieces beside a product: while its tiles multiply, vectors have time.
+class Aside {
+ public:
+  Aside() = default;
+
+  // f(begin, end) for the pieces, spread over so many steps of the product.
+  template <typename F>
+  Aside(int64_t pieces, int64_t steps, const F& f) : pieces_(pieces), steps_(steps), f_(&f), run_(&run<F>) {}
+
+  void step() {
+    due_ += pieces_;
+    if (due_ < steps_) return;
+    const int64_t begin = next_;
+    for (; due_ >= steps_; due_ -= steps_) ++next_;
+    run_(f_, begin, next_);
+  }
+
+ private:
+  template <typename F>
+  static void run(const void* f, int64_t begin, int64_t end) {
+    // A copy, that compilers keep in registers.
+    const F here = *static_cast<const F*>(f);
+    here(begin, end);
+  }
+
+  int64_t pieces_ = 0, steps_ = 1, next_ = 0, due_ = 0;
+  const void* f_ = nullptr;
+  void (*run_)(const void*, int64_t, int64_t) = nullptr;
+};
+
 // One or two strips of rows by one or two of columns: some steps of the depth, and perhaps its rest.
 template <int kParts, int kRows, int kColumns, typename Tiles>
 void multiply_strips(Tiles& tiles, StripsOf left, StripsOf right, int64_t steps, bool with_rest, bool accumulate,
-                     float* out, int64_t ld_out) {
+                     float* out, int64_t ld_out, Aside& aside) {
   using Products = PartProducts<kParts>;
+  // A copy, that compilers keep in registers.
+  Aside here = aside;
   const auto each_accumulator = [&](const auto& f) {
     f(std::integral_constant<int, 0>{}, out);
     if constexpr (kColumns == 2) f(std::integral_constant<int, 1>{}, out + kTileSide);
@@ -48,6 +80,7 @@ void multiply_strips(Tiles& tiles, StripsOf left, StripsOf right, int64_t steps,
     if constexpr (kColumns == 2) tiles.template dot<1, 4, 7>();
     if constexpr (kRows == 2) tiles.template dot<2, 5, 6>();
     if constexpr (kRows * kColumns == 4) tiles.template dot<3, 5, 7>();
+    if constexpr (kParts > 1) here.step();
   };
   int64_t tile = 0;
   for (; tile < steps * kParts; tile += kParts) {
@@ -63,12 +96,13 @@ void multiply_strips(Tiles& tiles, StripsOf left, StripsOf right, int64_t steps,
     load_right(tile);
     dot();
   }
+  aside = here;
   each_accumulator([&](auto tile, float* to) { tiles.template store_tile<tile()>(to, ld_out * sizeof(float)); });
 }
 
 template <int kParts, typename Tiles>
 void multiply_operands(int64_t rows, int64_t columns, int64_t steps, bool with_rest, StripsOf left, StripsOf right,
-                       bool accumulate, float* out, int64_t ld_out) {
+                       bool accumulate, float* out, int64_t ld_out, Aside& aside) {
   // Two strips of columns, as deep as the first-level cache holds them while all rows pass.
   constexpr int64_t kDepth = 12 / kParts;
   const int64_t pieces = std::max<int64_t>(1, (steps + kDepth - 1) / kDepth);
@@ -85,7 +119,7 @@ void multiply_operands(int64_t rows, int64_t columns, int64_t steps, bool with_r
                                        : (two_columns ? &multiply_strips<kParts, 1, 2, Tiles>  //
                                                       : &multiply_strips<kParts, 1, 1, Tiles>);
         multiply(tiles, left.from(row / kTileSide, begin * kParts), right_here, end - begin,
-                 with_rest && piece + 1 == pieces, accumulate || piece > 0, out + row * ld_out + column, ld_out);
+                 with_rest && piece + 1 == pieces, accumulate || piece > 0, out + row * ld_out + column, ld_out, aside);
       }
     }
   }
@@ -103,11 +137,13 @@ struct PartsProduct {
 
   static constexpr int64_t kColumns = 128 / sizeof(scalar_t);
 
+  static constexpr int64_t kBlocks = kParts == 1 ? 1 : 2;
+
   class Left {
    public:
     Left(const scalar_t* matrix, int64_t rows, int64_t columns) : strips_(rows, columns) {
       pack_blocks(matrix, rows, columns, [&](const RowBlock<float>& from, int64_t width, int64_t first) {
-        strips_.pack_left(from, width, first, std::min(kStep, whole_strips(rows) - first));
+        strips_.packing_left(from, width, first, std::min(kStep, whole_strips(rows) - first)).pack();
       });
     }
 
@@ -157,7 +193,14 @@ struct PartsProduct {
 
     template <typename From>
     void pack(const From& from, int64_t columns, int64_t first, int64_t rows) {
-      strips_.pack_right(from, columns, first, rows);
+      strips_.packing_right(from, columns, first, rows).pack();
+    }
+
+    static int64_t pieces(int64_t columns) { return Strips<kParts>::pieces(columns); }
+
+    template <typename From>
+    void pack_pieces(const From& from, int64_t columns, int64_t first, int64_t rows, int64_t begin, int64_t end) {
+      strips_.packing_right(from, columns, first, rows).pack_pieces(begin, end);
     }
 
     void set_transposed(const LeftRows& from, int64_t rows, int64_t columns) {
@@ -179,7 +222,12 @@ struct PartsProduct {
 
     template <typename From>
     void store(const From& from, int64_t columns, int64_t first, int64_t rows) {
-      strips_.pack_left(from, columns, first, rows);
+      strips_.packing_left(from, columns, first, rows).pack();
+    }
+
+    template <typename From>
+    void store_pieces(const From& from, int64_t columns, int64_t first, int64_t rows, int64_t begin, int64_t end) {
+      strips_.packing_left(from, columns, first, rows).pack_pieces(begin, end);
     }
 
     LeftRows left() const { return {strips_.strip(0), strips_.step()}; }
@@ -194,13 +242,26 @@ struct PartsProduct {
 
     template <typename From>
     void store(const From& from, int64_t columns, int64_t first, int64_t rows) {
-      Strips<kParts>::template pack<true, true>(from, columns, first, rows, &left_, &right_.strips_);
+      packing(from, columns, first, rows).pack();
+    }
+
+    static int64_t pieces(int64_t columns) { return Strips<kParts>::pieces(columns); }
+
+    template <typename From>
+    void store_pieces(const From& from, int64_t columns, int64_t first, int64_t rows, int64_t begin, int64_t end) {
+      packing(from, columns, first, rows).pack_pieces(begin, end);
     }
 
     const Right& right() const { return right_; }
     LeftRows left() const { return {left_.strip(0), left_.step()}; }
 
    private:
+    template <typename From>
+    typename Strips<kParts>::template Packing<true, true, From> packing(const From& from, int64_t columns,
+                                                                        int64_t first, int64_t rows) {
+      return {from, columns, first, rows, &left_, &right_.strips_};
+    }
+
     Right right_;
     Strips<kParts> left_;
   };
@@ -217,15 +278,35 @@ struct PartsProduct {
 
     void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
                   bool accumulate, acc_t* out, int64_t ld_out) const {
+      Aside none;
+      multiply_beside(rows, columns, depth, left, right, accumulate, out, ld_out, none);
+    }
+
+    template <typename F>
+    void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
+                  bool accumulate, acc_t* out, int64_t ld_out, int64_t pieces, const F& f) const {
+      const auto pairs = [](int64_t size) { return (size + 2 * kTileSide - 1) / (2 * kTileSide); };
+      const int64_t steps = pairs(rows) * pairs(columns) * right.depth().products(depth);
+      // A product leaves vectors little time in bfloat16, or if there is more to do than to multiply.
+      if (kBlocks == 1 || 2 * pieces > steps) {
+        f(0, pieces);
+        return multiply(rows, columns, depth, left, right, accumulate, out, ld_out);
+      }
+      Aside aside(pieces, steps, f);
+      multiply_beside(rows, columns, depth, left, right, accumulate, out, ld_out, aside);
+    }
+
+   private:
+    void multiply_beside(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
+                         bool accumulate, acc_t* out, int64_t ld_out, Aside& aside) const {
       const auto multiply_here =
           native_ ? &multiply_operands<kParts, AmxTiles> : &multiply_operands<kParts, EmulatedAmxTiles>;
       const Depth<kParts>& cut = right.depth();
       const int64_t steps = depth_steps(depth);
       multiply_here(rows, columns, std::min(steps, cut.steps), steps > cut.steps, left, right.strips(), accumulate, out,
-                    ld_out);
+                    ld_out, aside);
     }
 
-   private:
     const bool native_ = has_amx();
   };
 };

@@ -39,6 +39,11 @@ struct Depth {
   // A unit holds two elements, so many apart.
   int64_t rest_units() const { return (rest + 1) / 2; }
 
+  // Products of tiles along a depth that is no longer.
+  int64_t products(int64_t depth) const {
+    return std::min(depth_steps(depth), steps) * kProducts + (depth_steps(depth) > steps ? 1 : 0);
+  }
+
   // Tiles before a step, or before the end.
   int64_t tiles_before(int64_t step) const { return std::min(step, steps) * kParts + (step > steps ? 1 : 0); }
 };
@@ -94,58 +99,90 @@ class Strips {
   int64_t step() const { return step_; }
 
   // Rows [first, first + rows) of a left operand, of a right one, or of both in one: from(r, c) is a vector of row
-  // first + r, from column c on. first is a multiple of kStep, columns are whole vectors.
+  // first + r, from column c on. first is a multiple of kStep, there are up to kStep rows, columns are whole vectors.
   template <bool kLeft, bool kRight, typename From>
-  static void pack(const From& from, int64_t columns, int64_t first, int64_t rows, Strips* left, Strips* right) {
-    const Vector<float> zero{};
-    const int64_t whole_columns = kLeft ? std::min(columns, left->depth_.steps * kStep) : columns;
-    const int64_t whole_rows = kRight ? std::clamp<int64_t>(right->depth_.steps * kStep - first, 0, rows) : rows;
-    for (int64_t c = 0; c < whole_columns; c += kStep) {
-      const bool whole = c + kTileSide < columns;
-      for (int64_t r = 0; r < rows; r += r % kTileSide == kTileSide - 1 ? kTileSide + 1 : 1) {
-        const bool pair = r + kTileSide < rows;
-        const int64_t row = first + r, in_tile = row % kTileSide * kTileSide;
-        const Split<kParts> low0(from(r, c));
-        const Split<kParts> low1(whole ? from(r, c + kTileSide) : zero);
-        const Split<kParts> high0(pair ? from(r + kTileSide, c) : zero);
-        const Split<kParts> high1(pair && whole ? from(r + kTileSide, c + kTileSide) : zero);
-        for (int part = 0; part < kParts; ++part) {
-          if constexpr (kLeft) {
-            uint32_t* const to = left->tile(row / kTileSide, c / kStep * kParts + part) + in_tile;
-            store(to, low0.units_with(low1, part));
-            if (pair) store(to + left->step_, high0.units_with(high1, part));
-          }
-          if (kRight && r < whole_rows) {
-            uint32_t* const to = right->tile(c / kTileSide, row / kStep * kParts + part) + in_tile;
-            store(to, low0.units_with(high0, part));
-            if (whole) store(to + right->step_, low1.units_with(high1, part));
-          }
+  class Packing {
+   public:
+    Packing(const From& from, int64_t columns, int64_t first, int64_t rows, Strips* left, Strips* right)
+        : from_(from),
+          columns_(columns),
+          whole_columns_(kLeft ? std::min(columns, left->depth_.steps * kStep) : columns),
+          first_(first),
+          rows_(rows),
+          has_whole_rows_(kRight && first < right->depth_.steps * kStep),
+          left_(left),
+          right_(right) {}
+
+    void pack() const { pack_pieces(0, pieces(columns_)); }
+
+    // Pieces [begin, end) of pieces(columns).
+    void pack_pieces(int64_t begin, int64_t end) const {
+      const int64_t pairs = pieces(columns_) - 1;
+      for (int64_t at = begin / kTileSide * kTileSide; at < std::min(end, pairs); at += kTileSide) {
+        const int64_t c = at / kTileSide * kStep;
+        if (c >= whole_columns_) break;
+        const int64_t last = std::min({end - at, rows_, kTileSide});
+        for (int64_t r = std::max<int64_t>(begin - at, 0); r < last; ++r) pack_pairs(r, c);
+      }
+      if (end > pairs) pack_rest();
+    }
+
+   private:
+    // Rows r and r + kTileSide, of the two tiles from column c on.
+    void pack_pairs(int64_t r, int64_t c) const {
+      const Vector<float> zero{};
+      const bool whole = c + kTileSide < columns_, pair = r + kTileSide < rows_;
+      const Split<kParts> low0(from_(r, c));
+      const Split<kParts> low1(whole ? from_(r, c + kTileSide) : zero);
+      const Split<kParts> high0(pair ? from_(r + kTileSide, c) : zero);
+      const Split<kParts> high1(pair && whole ? from_(r + kTileSide, c + kTileSide) : zero);
+      for (int part = 0; part < kParts; ++part) {
+        if constexpr (kLeft) {
+          uint32_t* const to = left_->tile(first_ / kTileSide, c / kStep * kParts + part) + r * kTileSide;
+          store(to, low0.units_with(low1, part));
+          if (pair) store(to + left_->step_, high0.units_with(high1, part));
+        }
+        if (has_whole_rows_) {
+          uint32_t* const to = right_->tile(c / kTileSide, first_ / kStep * kParts + part) + r * kTileSide;
+          store(to, low0.units_with(high0, part));
+          if (whole) store(to + right_->step_, low1.units_with(high1, part));
         }
       }
     }
-    if constexpr (kLeft) {
-      if (whole_columns < columns) left->pack_left_rest(from, first, rows);
+
+    void pack_rest() const {
+      if constexpr (kLeft) {
+        if (whole_columns_ < columns_) left_->pack_left_rest(from_, first_, rows_);
+      }
+      if constexpr (kRight) {
+        if (!has_whole_rows_) right_->pack_right_rest(from_, columns_, Products::kRight);
+      }
     }
-    if constexpr (kRight) {
-      if (whole_rows < rows) right->pack_right_rest(from, whole_rows, columns, Products::kRight);
-    }
+
+    const From& from_;
+    const int64_t columns_, whole_columns_, first_, rows_;
+    const bool has_whole_rows_;  // of a right operand
+    Strips *const left_, *const right_;
+  };
+
+  // Of a packing: the rows of tiles, and in the end the rest of the depth.
+  static int64_t pieces(int64_t columns) { return depth_steps(columns) * kTileSide + 1; }
+
+  template <typename From>
+  Packing<true, false, From> packing_left(const From& from, int64_t columns, int64_t first, int64_t rows) {
+    return {from, columns, first, rows, this, nullptr};
   }
 
   template <typename From>
-  void pack_left(const From& from, int64_t columns, int64_t first, int64_t rows) {
-    pack<true, false>(from, columns, first, rows, this, nullptr);
-  }
-
-  template <typename From>
-  void pack_right(const From& from, int64_t columns, int64_t first, int64_t rows) {
-    pack<false, true>(from, columns, first, rows, nullptr, this);
+  Packing<false, true, From> packing_right(const From& from, int64_t columns, int64_t first, int64_t rows) {
+    return {from, columns, first, rows, nullptr, this};
   }
 
   // As a right one, to become a left one by transpose_tiles().
   template <typename From>
   void pack_turned_left(const From& from, int64_t columns, int64_t first, int64_t rows) {
-    if (first < depth_.steps * kStep) return pack_right(from, columns, first, rows);
-    pack_right_rest(from, 0, columns, Products::kLeft);
+    if (first < depth_.steps * kStep) return packing_right(from, columns, first, rows).pack();
+    pack_right_rest(from, columns, Products::kLeft);
   }
 
   // Zeros below the last row of a right operand's depth, where no row would write them.
@@ -198,15 +235,15 @@ class Strips {
     }
   }
 
-  // The same of each column, from row r on; which part each product takes is the operand's own.
+  // The same of each column; which part each product takes is the operand's own.
   template <typename From>
-  void pack_right_rest(const From& from, int64_t r, int64_t columns, const int (&parts)[Products::kCount]) {
+  void pack_right_rest(const From& from, int64_t columns, const int (&parts)[Products::kCount]) {
     const int64_t units = depth_.rest_units();
     for (int64_t c = 0; c < columns; c += kTileSide) {
       uint32_t* const to = tile(c / kTileSide, depth_.steps * kParts);
       for (int64_t unit = 0; unit < units; ++unit) {
-        const Split<kParts> low(from(r + unit, c));
-        const Split<kParts> high(unit + units < depth_.rest ? from(r + unit + units, c) : Vector<float>{});
+        const Split<kParts> low(from(unit, c));
+        const Split<kParts> high(unit + units < depth_.rest ? from(unit + units, c) : Vector<float>{});
         for (int p = 0; p < Products::kCount; ++p) {
           store(to + (p * units + unit) * kTileSide, low.units_with(high, parts[p]));
         }

@@ -111,11 +111,43 @@ void map_row(const Rows<const scalar_t>& from, const Rows<scalar_t>& to, const T
   if (whole != out) std::copy_n(whole, tile.columns, out);
 }
 
-// Calls f(first, rows) for blocks of rows whose accumulators stay in the first-level cache.
+// Rows [first, first + rows), few enough for their accumulators to stay in the first-level cache.
+struct RowRange {
+  int64_t first, rows;
+};
+
+// Calls f(first, rows) for all blocks of rows.
 template <typename F>
 void for_row_blocks(int64_t rows, const F& f) {
   for (int64_t first = 0; first < rows; first += kTileRows) f(first, std::min(kTileRows, rows - first));
 }
+
+// Calls f(block, past) for all blocks of rows, each with the one before it, and for no rows after the last.
+template <typename F>
+void for_row_blocks_and_past(int64_t rows, const F& f) {
+  RowRange past{};
+  for_row_blocks(rows, [&](int64_t first, int64_t here) {
+    f(RowRange{first, here}, past);
+    past = {first, here};
+  });
+  f(RowRange{}, past);
+}
+
+// Where a product leaves its blocks of rows: in turn, where the one before is worked on in the meantime.
+template <typename Product>
+class ProductBlocks {
+ public:
+  using acc_t = typename Product::acc_t;
+
+  // Half a page more than a block: whole pages apart, loads from one would wait for stores to the other.
+  explicit ProductBlocks(int64_t columns) : size_(kTileRows * columns + 512), blocks_(Product::kBlocks * size_) {}
+
+  acc_t* at(const RowRange& rows) const { return blocks_.get() + rows.first / kTileRows % Product::kBlocks * size_; }
+
+ private:
+  int64_t size_;
+  Scratch<acc_t> blocks_;
+};
 
 // Calls f(part, begin, end) for fixed parts of the tasks: what each adds up does not depend on the threads' timing.
 template <typename F>

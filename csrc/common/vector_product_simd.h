@@ -158,6 +158,9 @@ struct VectorProduct {
   // Of a tile in forward: wide ones read the weights less often, narrow ones leave the caches to them.
   static constexpr int64_t kColumns = 64;
 
+  // Blocks of rows of products at a time: a second one where the first is worked on while the second is made.
+  static constexpr int64_t kBlocks = 1;
+
   struct LeftRows {
     const operand_t* data;
     int64_t ld;
@@ -192,6 +195,14 @@ struct VectorProduct {
       pack_rows<operand_t>(from, first, rows, columns, panel_.get(), columns);
     }
 
+    // The same for the rows of one block in pieces(columns).
+    static int64_t pieces(int64_t) { return 1; }
+
+    template <typename From>
+    void pack_pieces(const From& from, int64_t columns, int64_t first, int64_t rows, int64_t, int64_t) {
+      pack(from, columns, first, rows);
+    }
+
     // The transpose of a matrix (rows, columns); its own columns are whole vectors.
     void set_transposed(const LeftRows& from, int64_t rows, int64_t columns) {
       transpose(reinterpret_cast<const unit_t*>(from.data), units<operand_t>(columns), rows, units<operand_t>(columns),
@@ -218,6 +229,11 @@ struct VectorProduct {
       }
     }
 
+    template <typename From>
+    void store_pieces(const From& from, int64_t columns, int64_t first, int64_t rows, int64_t, int64_t) {
+      store(from, columns, first, rows);
+    }
+
     LeftRows left() const { return {rows_.get(), ld_}; }
 
    private:
@@ -235,6 +251,13 @@ struct VectorProduct {
       right_.pack(from, columns, first, rows);
       if constexpr (!kSame) rows_.store(from, columns, first, rows);
       ld_ = columns;
+    }
+
+    static int64_t pieces(int64_t) { return 1; }
+
+    template <typename From>
+    void store_pieces(const From& from, int64_t columns, int64_t first, int64_t rows, int64_t, int64_t) {
+      store(from, columns, first, rows);
     }
 
     const Right& right() const { return right_; }
@@ -262,6 +285,14 @@ struct VectorProduct {
                          bool accumulate, acc_t* out, int64_t ld_out) {
       multiply_panel<operand_t>(rows, columns, depth, left.data, left.ld, right.data(), columns, accumulate, out,
                                 ld_out);
+    }
+
+    // Calls f(begin, end) for pieces [0, pieces) too: with kBlocks = 1 before the product, else in the meantime.
+    template <typename F>
+    static void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
+                         bool accumulate, acc_t* out, int64_t ld_out, int64_t pieces, const F& f) {
+      f(0, pieces);
+      multiply(rows, columns, depth, left, right, accumulate, out, ld_out);
     }
   };
 };

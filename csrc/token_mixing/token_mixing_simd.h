@@ -86,7 +86,7 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
     const typename Product::Session session{};
     typename Product::Right normalised(m.tokens, tiles.columns);
     typename Product::Right hidden(m.hidden, tiles.columns);
-    Scratch<acc_t> block(kTileRows * tiles.columns);
+    const ProductBlocks<Product> blocks(tiles.columns);
     Scratch<scalar_t> copies(kTileRows * tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = Tile::of<acc_t>(tiles, index);
@@ -94,25 +94,41 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
         normalised.pack(NormalisedRows<scalar_t>(m, statistics, tile, token, rows, copies.get()), tile.width, token,
                         rows);
       });
-      for_row_blocks(m.hidden, [&](int64_t unit, int64_t rows) {
-        session.multiply(rows, tile.width, m.tokens, weight1.from(unit), normalised, false, block.get(), tile.width);
-        const BiasedRows<acc_t> z{block.get(), from_row(m.bias1, unit), rows, tile.width};
-        if (m.weight2 == nullptr) {
-          activate<scalar_t>(m.activation, z);
-          return store_rows(block.get(), y, tile, unit, rows);
-        }
-        with_activation<scalar_t, acc_t>(m.activation, [&](const auto& act) {
-          hidden.pack([&](int64_t r, int64_t c) { return act(z(r, c)); }, tile.width, unit, rows);
+      // The hidden layer, or y if there is only one linear; each block is worked on while the next one is made.
+      with_activation<scalar_t, acc_t>(m.activation, [&](const auto& act) {
+        for_row_blocks_and_past(m.hidden, [&](const RowRange& units, const RowRange& past) {
+          const BiasedRows<acc_t> z{blocks.at(past), from_row(m.bias1, past.first), past.rows, tile.width};
+          const auto activated = [=](int64_t r, int64_t c) { return act(z(r, c)); };
+          const auto pack = [=, &hidden](int64_t begin, int64_t end) {
+            hidden.pack_pieces(activated, tile.width, past.first, past.rows, begin, end);
+          };
+          const auto store = [&](int64_t, int64_t) {
+            map_vectors(z, act);
+            store_rows(z.z, y, tile, past.first, past.rows);
+          };
+          const auto multiply = [&](int64_t pieces, const auto& f) {
+            session.multiply(units.rows, tile.width, m.tokens, weight1.from(units.first), normalised, false,
+                             blocks.at(units), tile.width, pieces, f);
+          };
+          if (m.weight2) {
+            multiply(hidden.pieces(tile.width), pack);
+          } else {
+            multiply(1, store);
+          }
         });
       });
       if (m.weight2 == nullptr) continue;
-      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
-        session.multiply(rows, tile.width, m.hidden, weight2.from(token), hidden, false, block.get(), tile.width);
-        for (int64_t r = 0; r < rows; ++r) {
-          const acc_t bias = m.bias2 ? m.bias2[token + r] : acc_t(0), *const update = block.get() + r * tile.width;
-          map_row(m.x, y, tile, token + r, copies.get(), streamed,
-                  [&](int64_t i, Vector<acc_t> x) { return x + load(update + i) + bias; });
-        }
+      for_row_blocks_and_past(m.tokens, [&](const RowRange& tokens, const RowRange& past) {
+        const auto store = [&](int64_t begin, int64_t end) {
+          for (int64_t r = begin; r < end; ++r) {
+            const acc_t bias = m.bias2 ? m.bias2[past.first + r] : acc_t(0);
+            const acc_t* const update = blocks.at(past) + r * tile.width;
+            map_row(m.x, y, tile, past.first + r, copies.get(), streamed,
+                    [&](int64_t i, Vector<acc_t> x) { return x + load(update + i) + bias; });
+          }
+        };
+        session.multiply(tokens.rows, tile.width, m.hidden, weight2.from(tokens.first), hidden, false,
+                         blocks.at(tokens), tile.width, past.rows, store);
       });
     }
     if (streamed) end_of_stream();
@@ -176,11 +192,16 @@ class BackwardTile {
   void run(const Tile& tile, bool first, WeightGradients<scalar_t>& gradients) {
     if (first) std::fill_n(gradients.bias1, m_.hidden + m_.tokens, acc_t(0));
     load_panels(tile, gradients);
-    for_row_blocks(m_.hidden, [&](int64_t unit, int64_t rows) { backpropagate_hidden(tile, unit, rows, gradients); });
-    for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) {
-      session_.multiply(rows, tile.width, m_.hidden, weights_.transposed1.from(token), dz_.right(), false, z_.get(),
-                        tile.width);
-      store_rows(z_.get(), dx_, tile, token, rows);
+    for_row_blocks_and_past(m_.hidden, [&](const RowRange& units, const RowRange& past) {
+      backpropagate_hidden(tile, units, past, gradients);
+    });
+    for_row_blocks_and_past(m_.tokens, [&](const RowRange& tokens, const RowRange& past) {
+      const auto dn = [&](const RowRange& rows) { return (rows.first / kTileRows % 2 ? dh_ : z_).get(); };
+      const auto store = [&](int64_t begin, int64_t end) {
+        store_rows(dn(past) + begin * tile.width, dx_, tile, past.first + begin, end - begin);
+      };
+      session_.multiply(tokens.rows, tile.width, m_.hidden, weights_.transposed1.from(tokens.first), dz_.right(), false,
+                        dn(tokens), tile.width, past.rows, store);
     });
     turned_.set_transposed(normalised_.left(), m_.tokens, tile.width);
     session_.multiply(m_.hidden, gradients.ld1, tile.width, dz_.left(), turned_, !first, gradients.weight1,
@@ -197,29 +218,48 @@ class BackwardTile {
       normalised_.store(NormalisedRows<scalar_t>(m_, statistics_, tile, token, rows, copies_.get()), tile.width, token,
                         rows);
       if (m_.weight2 == nullptr) return;
-      load_rows(dy_, tile, token, rows, dh_.get());
-      dy_matrix_.store(RowBlock<acc_t>{dh_.get(), tile.width}, tile.width, token, rows);
-      add_row_sums(dh_.get(), tile.width, rows, gradients.bias2 + token);
+      acc_t* const dy = dh_.get();
+      load_rows(dy_, tile, token, rows, dy);
+      dy_matrix_.store(RowBlock<acc_t>{dy, tile.width}, tile.width, token, rows);
+      add_row_sums(dy, tile.width, rows, gradients.bias2 + token);
     });
   }
 
-  // dz = dh * act'(z) for some units of the hidden layer, and h = act(z).
-  void backpropagate_hidden(const Tile& tile, int64_t unit, int64_t rows, WeightGradients<scalar_t>& gradients) {
-    acc_t *z = z_.get(), *dh = dh_.get();
-    if (m_.weight2) {
-      session_.multiply(rows, tile.width, m_.tokens, weights_.transposed2.from(unit), dy_matrix_.right(), false, dh,
-                        tile.width);
-    } else {
-      load_rows(dy_, tile, unit, rows, dh);
-    }
+  // h = act(z) and dz = dh * act'(z) for some units of the hidden layer; dz of those before, still in dh_, is stored.
+  void backpropagate_hidden(const Tile& tile, const RowRange& units, const RowRange& past,
+                            WeightGradients<scalar_t>& gradients) {
+    const int64_t width = tile.width;
+    acc_t *const z = z_.get(), *const dh = dh_.get();
+    const BiasedRows<acc_t> z_rows{z, from_row(m_.bias1, units.first), units.rows, width};
+    const auto store_dz = [=, this](int64_t begin, int64_t end) {
+      dz_.store_pieces(RowBlock<acc_t>{dh, width}, width, past.first, past.rows, begin, end);
+    };
     if (m_.weight2 || m_.activation != Activation::kNone) {
-      session_.multiply(rows, tile.width, m_.tokens, weights_.weight1.from(unit), normalised_.right(), false, z,
-                        tile.width);
-      activate_backward<scalar_t>(m_.activation, BiasedRows<acc_t>{z, from_row(m_.bias1, unit), rows, tile.width}, dh);
+      session_.multiply(units.rows, width, m_.tokens, weights_.weight1.from(units.first), normalised_.right(), false, z,
+                        width, dz_.pieces(width), store_dz);
+    } else {
+      store_dz(0, dz_.pieces(width));
     }
-    if (m_.weight2) hidden_.store(RowBlock<acc_t>{z, tile.width}, tile.width, unit, rows);
-    add_row_sums(dh, tile.width, rows, gradients.bias1 + unit);
-    dz_.store(RowBlock<acc_t>{dh, tile.width}, tile.width, unit, rows);
+    if (m_.weight2 == nullptr) {
+      load_rows(dy_, tile, units.first, units.rows, dh);
+      activate_backward<scalar_t>(m_.activation, z_rows, dh);
+    } else {
+      with_activation_backward<scalar_t, acc_t>(m_.activation, [&](const auto& act) {
+        // The slope takes the place of z.
+        const auto activated = [=](int64_t r, int64_t c) {
+          Vector<acc_t> h = z_rows(r, c);
+          store(z + r * width + c, act(h));
+          return h;
+        };
+        const auto store_hidden = [=, this](int64_t begin, int64_t end) {
+          hidden_.store_pieces(activated, width, units.first, units.rows, begin, end);
+        };
+        session_.multiply(units.rows, width, m_.tokens, weights_.transposed2.from(units.first), dy_matrix_.right(),
+                          false, dh, width, dz_.pieces(width), store_hidden);
+      });
+      for (int64_t i = 0; i < units.rows * width; i += kLanes<acc_t>) store(dh + i, load(dh + i) * load(z + i));
+    }
+    add_row_sums(dh, width, units.rows, gradients.bias1 + units.first);
   }
 
   // Columns past the tile's last hold zeros in dy, and so in dh and dz.
