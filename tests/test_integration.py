@@ -6,6 +6,7 @@ Everything runs in processes of its own with one thread each: compilers and proc
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +122,8 @@ def train_together(rank: int, store: str, wrap: Callable[[nn.Module], nn.Module]
     )
     for name, model, x in scaled_layers():
         compare_gradients(name, model, x, rank, wrap)
+    # Sharded models are cycles, and hold the group: its threads would end with the interpreter, which aborts them.
+    gc.collect()
     distributed.destroy_process_group()
 
 
