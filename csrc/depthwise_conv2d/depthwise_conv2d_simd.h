@@ -9,6 +9,8 @@
 #include "common/units_simd.h"
 // Activations.
 #include "common/math_simd.h"
+// The innermost loops of most convolutions.
+#include "depthwise_conv2d/register_block_simd.h"
 // Tiles of maps, then what runs on them.
 #include "depthwise_conv2d/lane_tiles_simd.h"
 // Forward, and the gradient of x.
@@ -32,9 +34,7 @@ Path path_of(const Correlation<scalar_t>& c) {
   const bool stepless = std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
   if (!stepless || std::is_same_v<scalar_t, double>) return Path::kLanes;
   if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) return c.amx ? Path::kBands : Path::kLanes;
-  // With the channels side by side in memory planes are transposed, which many taps win back.
-  constexpr int64_t kManyTaps = 12 * 12;
-  return c.channels_last && c.kernel.h * c.kernel.w <= kManyTaps ? Path::kLanes : Path::kRows;
+  return c.channels_last ? Path::kLanes : Path::kRows;
 }
 
 // The tasks of depthwise_convolve.

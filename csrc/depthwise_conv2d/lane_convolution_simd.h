@@ -1,35 +1,46 @@
 // The convolution itself, and the gradient of its input: outputs of a tile in registers, taps one after another.
 // Compiled once for each instruction set by foreach_isa.h after lane_tiles_simd.h, inside a namespace.
 
-// The kernels of a block of channels, as units: (KH, taps, lanes), where a unit of two elements is two taps of a row.
-// Of an odd number of taps the last unit repeats a pixel with weight zero, so that no pixel outside the kernel counts.
+// The kernels of all channels, as units: (blocks of channels, taps, KH, lanes), where a unit of two elements is two
+// taps of a row. Of an odd number of taps the last unit repeats a pixel with weight zero, so that no pixel outside the
+// kernel counts.
 template <typename scalar_t, typename operand_t>
-class KernelBlock {
+class LaneKernels {
  public:
   using acc_t = acc_type<scalar_t>;
   using unit_t = unit_type<operand_t>;
   static constexpr int64_t lanes = kLanes<acc_t>;
 
-  explicit KernelBlock(const Correlation<scalar_t>& c)
-      : c_(c), taps_(units<operand_t>(c.kernel.w)), units_(c.kernel.h * taps_ * lanes), natural_(2 * lanes) {}
+  explicit LaneKernels(const Correlation<scalar_t>& c)
+      : c_(c),
+        taps_(units<operand_t>(c.kernel.w)),
+        size_(c.kernel.h * taps_ * lanes),
+        units_((c.channels + lanes - 1) / lanes * size_) {
+    at::parallel_for(0, (c.channels + lanes - 1) / lanes, rows_per_task(size_), [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) fill(block);
+    });
+  }
 
   int64_t taps() const { return taps_; }
   // The column of the kernel where a unit begins.
   int64_t column(int64_t tap) const {
     return std::min(tap * kUnitDepth<operand_t>, c_.kernel.w - kUnitDepth<operand_t>);
   }
-  const unit_t* row(int64_t index) const { return units_.get() + index * taps_ * lanes; }
+  // Of a block of channels from `channel` on.
+  const unit_t* unit(int64_t channel, int64_t row, int64_t tap) const {
+    return units_.get() + channel / lanes * size_ + (tap * c_.kernel.h + row) * lanes;
+  }
 
-  void fill(int64_t channel, int64_t channels) {
-    unit_t* to = units_.get();
-    for (int64_t kh = 0; kh < c_.kernel.h; ++kh) {
-      for (int64_t tap = 0; tap < taps_; ++tap, to += lanes) {
-        const int64_t kw = column(tap);
-        const Vector<acc_t> first = weights(channel, channels, kh, kw);
+ private:
+  void fill(int64_t block) {
+    unit_t* to = units_.get() + block * size_;
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      const int64_t kw = column(tap);
+      for (int64_t kh = 0; kh < c_.kernel.h; ++kh, to += lanes) {
+        const Vector<acc_t> first = weights(block * lanes, kh, kw);
         if constexpr (kUnitDepth<operand_t> == 2) {
           const bool repeated = kw < tap * 2;
-          store(to,
-                round_to_units<operand_t>(repeated ? Vector<acc_t>{} : first, weights(channel, channels, kh, kw + 1)));
+          store(to, round_to_units<operand_t>(repeated ? Vector<acc_t>{} : first, weights(block * lanes, kh, kw + 1)));
         } else {
           store(to, first);
         }
@@ -37,75 +48,94 @@ class KernelBlock {
     }
   }
 
- private:
-  Vector<acc_t> weights(int64_t channel, int64_t channels, int64_t kh, int64_t kw) {
+  Vector<acc_t> weights(int64_t channel, int64_t kh, int64_t kw) const {
     const int64_t taps = c_.kernel.h * c_.kernel.w, tap = kh * c_.kernel.w + kw;
     const scalar_t* const from = c_.weight + channel * taps + (c_.flipped ? taps - 1 - tap : tap);
-    acc_t* const to = natural_.get();
-    for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<acc_t>(from[c * taps]);
-    std::fill(to + channels, to + lanes, acc_t(0));
-    return load(to);
+    Vector<acc_t> values{};
+    for (int64_t c = 0; c < std::min(lanes, c_.channels - channel); ++c) {
+      values[c] = static_cast<acc_t>(from[c * taps]);
+    }
+    return values;
   }
 
   const Correlation<scalar_t>& c_;
-  int64_t taps_;
+  int64_t taps_, size_;
   Scratch<unit_t> units_;
-  Scratch<acc_t> natural_;
 };
 
-// Adds one row of inputs, under one row of the kernel for the upper row of outputs and under the one above it for the
-// lower row of outputs.
-template <typename operand_t, bool kUpper, bool kLower, int kRows, int kPixels>
-__attribute__((always_inline)) inline void add_row(Vector<acc_type<operand_t>> (&acc)[kRows][kPixels],
-                                                   const unit_type<operand_t>* x, const int64_t* offsets, int64_t taps,
-                                                   const unit_type<operand_t>* weight) {
-  constexpr int64_t lanes = kLanes<acc_type<operand_t>>;
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const unit_type<operand_t>* in = x + offsets[tap];
-    keep_in_register(in);
-    UnitVector<operand_t> upper, lower;
-    if constexpr (kUpper) upper = load(weight + tap * lanes);
-    if constexpr (kLower) lower = load(weight + (tap - taps) * lanes);
-    for (int p = 0; p < kPixels; ++p) {
-      UnitVector<operand_t> pixel = load(in + p * lanes);
-      if constexpr (kUpper && kLower) keep_in_register(pixel);
-      if constexpr (kUpper) acc[0][p] = multiply_add<operand_t>(acc[0][p], pixel, upper);
-      if constexpr (kLower) acc[kRows - 1][p] = multiply_add<operand_t>(acc[kRows - 1][p], pixel, lower);
-    }
-  }
-}
+// Where sums of a block of channels go. The bias last: a sum that begins with it is rounded at its size.
+template <typename acc_t>
+struct LaneOutputs {
+  acc_t* data;
+  int64_t row_step, column_step;
+  Vector<acc_t> bias;
+  bool streamed;
+};
 
-// kPixels outputs of kRows rows under some rows of the kernel, added to `out` if `accumulate`. offsets: where the first
-// output finds its inputs, for each tap of a row.
-template <typename operand_t, int kRows, int kPixels>
-void convolve_block(const unit_type<operand_t>* x, int64_t x_row, const int64_t* offsets, int64_t taps,
-                    const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, acc_type<operand_t>* out,
-                    int64_t out_row) {
+// What is asked for while products run.
+struct LanesAhead {
+  const char* data;
+  int64_t row_step, column_step;
+};
+
+// kBlockRows rows of kVectors outputs under kTaps rows of the kernel, added to `out` if `accumulate`. offsets: where
+// the first output finds its inputs, for each tap of a row; weight: (taps, kernel_rows, lanes).
+template <typename operand_t, int kTaps, int kVectors>
+void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, const int64_t* offsets, int64_t taps,
+                         const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate,
+                         const LaneOutputs<acc_type<operand_t>>& out, const LanesAhead& ahead) {
   using acc_t = acc_type<operand_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
-  Vector<acc_t> acc[kRows][kPixels];
-  for (int r = 0; r < kRows; ++r) {
-    for (int p = 0; p < kPixels; ++p) acc[r][p] = Vector<acc_t>{};
-  }
-  add_row<operand_t, true, false>(acc, x, offsets, taps, weight);
-  for (int64_t row = 1; row < kernel_rows; ++row) {
-    add_row<operand_t, true, kRows == 2>(acc, x + row * x_row, offsets, taps, weight + row * taps * lanes);
-  }
-  if constexpr (kRows == 2) {
-    add_row<operand_t, false, true>(acc, x + kernel_rows * x_row, offsets, taps, weight + kernel_rows * taps * lanes);
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int p = 0; p < kPixels; ++p) {
-      acc_t* const to = out + r * out_row + p * lanes;
-      store(to, accumulate ? load(to) + acc[r][p] : acc[r][p]);
+  Vector<acc_t> acc[kBlockRows][kVectors];
+  convolve_block<operand_t, kTaps, kVectors>(
+      taps, [&](int64_t tap) { return x + offsets[tap]; }, x_row,
+      [&](int64_t tap, int64_t row) { return load(weight + (tap * kernel_rows + row) * lanes); },
+      // Into the second-level cache: pixels of a column would push each other out of the first.
+      [&](int64_t row, int p) { __builtin_prefetch(ahead.data + row * ahead.row_step + p * ahead.column_step, 0, 2); },
+      acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < kBlockRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      acc_t* const to = out.data + r * out.row_step + v * out.column_step;
+      const Vector<acc_t> sum = (accumulate ? load(to) + acc[r][v] : acc[r][v]) + out.bias;
+      out.streamed ? stream(to, sum) : store(to, sum);
     }
   }
 }
 
-template <typename operand_t, int kRows, int... kIndex>
-auto convolve_block_of(int64_t pixels, std::integer_sequence<int, kIndex...>) {
-  using Block = decltype(&convolve_block<operand_t, kRows, 1>);
-  static constexpr Block kAll[] = {&convolve_block<operand_t, kRows, kIndex + 1>...};
+template <typename operand_t, int... kIndex>
+auto convolve_lane_block_of(int64_t taps, int64_t vectors, std::integer_sequence<int, kIndex...>) {
+  static constexpr decltype(&convolve_lane_block<operand_t, 1, 1>) kAll[] = {
+      &convolve_lane_block<operand_t, kIndex / kBlockVectors + 1, kIndex % kBlockVectors + 1>...};
+  return kAll[(taps - 1) * kBlockVectors + vectors - 1];
+}
+
+// The same for one row of kPixels outputs, whatever the vertical steps are.
+template <typename operand_t, int kPixels>
+void convolve_lane_row(const unit_type<operand_t>* x, int64_t x_row, const int64_t* offsets, int64_t taps,
+                       const unit_type<operand_t>* weight, int64_t kernel_rows, int64_t rows, bool accumulate,
+                       acc_type<operand_t>* out) {
+  using acc_t = acc_type<operand_t>;
+  constexpr int64_t lanes = kLanes<acc_t>;
+  Vector<acc_t> acc[kPixels];
+#pragma GCC unroll 12
+  for (int p = 0; p < kPixels; ++p) acc[p] = Vector<acc_t>{};
+  for (int64_t row = 0; row < rows; ++row, x += x_row) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const unit_type<operand_t>* in = x + offsets[tap];
+      const UnitVector<operand_t> w = load(weight + (tap * kernel_rows + row) * lanes);
+#pragma GCC unroll 12
+      for (int p = 0; p < kPixels; ++p) acc[p] = multiply_add<operand_t>(acc[p], load(in + p * lanes), w);
+    }
+  }
+#pragma GCC unroll 12
+  for (int p = 0; p < kPixels; ++p) store(out + p * lanes, accumulate ? load(out + p * lanes) + acc[p] : acc[p]);
+}
+
+template <typename operand_t, int... kIndex>
+auto convolve_lane_row_of(int64_t pixels, std::integer_sequence<int, kIndex...>) {
+  static constexpr decltype(&convolve_lane_row<operand_t, 1>) kAll[] = {&convolve_lane_row<operand_t, kIndex + 1>...};
   return kAll[pixels - 1];
 }
 
@@ -116,52 +146,70 @@ class LaneConvolution {
   using acc_t = acc_type<scalar_t>;
   static constexpr int64_t lanes = kLanes<acc_t>;
 
-  explicit LaneConvolution(const Correlation<scalar_t>& c) : c_(c), x_(c, c.stride.w, c.dilation.w) {
-    for (int64_t block = 0; block < blocks_of_task(c); ++block) kernels_.emplace_back(c);
-    for (int64_t tap = 0; tap < kernels_[0].taps(); ++tap) {
-      offsets_.push_back(x_[0].offset(kernels_[0].column(tap) * c.dilation.w));
+  LaneConvolution(const Correlation<scalar_t>& c, const LaneKernels<scalar_t, operand_t>& kernels)
+      : c_(c),
+        kernels_(kernels),
+        x_(c, step(c), c.stride.w, c.dilation.w),
+        parts_(kernel_parts({c.kernel.h, kernels.taps()})) {
+    for (int64_t tap = 0; tap < kernels.taps(); ++tap) {
+      offsets_.push_back(x_[0].offset(kernels.column(tap) * c.dilation.w));
     }
   }
 
-  void set_channels(const TileOfMap& tile) {
-    for_channel_blocks<scalar_t>(
-        tile, [&](int64_t block, const TileOfMap& part) { kernels_[block].fill(part.channel, part.channels); });
+  // Rows of outputs that are made at once.
+  static int64_t step(const Correlation<scalar_t>& c) { return c.stride.h == 1 && c.dilation.h == 1 ? kBlockRows : 1; }
+
+  // The inputs of a step of outputs from row `row` on; those of the step before it are there.
+  void bring_inputs(const TileOfMap& tile, int64_t row) {
+    x_.fill(tile, row == 0 ? 0 : x_.rows_under(row), x_.rows_under(row + step(c_)));
   }
 
-  void set_inputs(const TileOfMap& tile) { x_.fill(tile); }
+  // Whether every sum is one running sum.
+  bool is_single() const { return parts_.size() == 1; }
 
-  // Rows of outputs that are made at once: two share the inputs of all but the first and the last of the rows they
-  // read.
-  int64_t step() const { return c_.stride.h == 1 && c_.dilation.h == 1 ? 2 : 1; }
-
-  // One or two rows of the outputs of one block of channels, from row `row` on: (rows, columns, lanes).
-  void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t rows, acc_t* out) const {
-    const KernelBlock<scalar_t, operand_t>& kernel = kernels_[block];
+  // A step of outputs of block `block` of a tile, its columns [begin, end) from row `row` on; out: of the first of
+  // them. next: the tile to come.
+  void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<acc_t>& out,
+           const TileOfMap& next) const {
     const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
-    const int64_t rows_of_sum = std::max<int64_t>(1, kLongestSum / kernel.taps());
-    const int64_t parts = (c_.kernel.h + rows_of_sum - 1) / rows_of_sum;
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t kh = part * c_.kernel.h / parts, end = (part + 1) * c_.kernel.h / parts;
-      const auto* const x = inputs.row(row * c_.stride.h + kh * c_.dilation.h);
-      for_blocks(tile.columns, [&](int64_t column, int64_t pixels) {
-        const auto convolve = rows == 2 ? convolve_block_of<operand_t, 2>(pixels, kAllBlocks)
-                                        : convolve_block_of<operand_t, 1>(pixels, kAllBlocks);
-        convolve(x + column * lanes, c_.dilation.h * inputs.row_step(), offsets_.data(), kernel.taps(), kernel.row(kh),
-                 end - kh, part > 0, out + column * lanes, tile.columns * lanes);
-      });
+    const int64_t size = sizeof(scalar_t), row_step = c_.dilation.h * inputs.row_step();
+    const auto* const ahead = reinterpret_cast<const char*>(
+        c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin));
+    const LanesAhead lines{ahead, c_.x.row_step * size, c_.x.column_step * size};
+    for (const KernelPart& part : parts_) {
+      const auto* const x = inputs.row(row * c_.stride.h + part.row * c_.dilation.h) + begin * lanes;
+      const auto* const weight = kernels_.unit(tile.channel, part.row, part.column);
+      const int64_t* const offsets = offsets_.data() + part.column;
+      const bool accumulate = &part != &parts_.front();
+      if (step(c_) == 1) {
+        for_blocks(end - begin, [&](int64_t p, int64_t pixels) {
+          convolve_lane_row_of<operand_t>(pixels, kAllBlocks)(x + p * lanes, row_step, offsets, part.columns, weight,
+                                                              c_.kernel.h, part.rows, accumulate, out.data + p * lanes);
+        });
+        continue;
+      }
+      for (int64_t p = 0; p < end - begin; p += kBlockVectors) {
+        const int64_t vectors = std::min<int64_t>(kBlockVectors, end - begin - p);
+        convolve_lane_block_of<operand_t>(part.rows, vectors,
+                                          std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
+            x + p * lanes, row_step, offsets, part.columns, weight, c_.kernel.h, accumulate,
+            {out.data + p * out.column_step, out.row_step, out.column_step, out.bias, out.streamed},
+            {lines.data + p * lines.column_step, lines.row_step, lines.column_step});
+      }
     }
   }
 
  private:
   const Correlation<scalar_t>& c_;
+  const LaneKernels<scalar_t, operand_t>& kernels_;
   TileGroup<scalar_t, operand_t> x_;
-  std::vector<KernelBlock<scalar_t, operand_t>> kernels_;
+  std::vector<KernelPart> parts_;
   std::vector<int64_t> offsets_;
 };
 
-// The epilogue of a row of a tile's accumulators.
+// The epilogue of the accumulators of some pixels, rows `pitch` apart.
 template <typename scalar_t>
-void store_outputs(const TileOfMap& tile, int64_t row, const acc_type<scalar_t>* values, const Epilogue<scalar_t>& e,
+void store_outputs(const TileOfMap& tile, const acc_type<scalar_t>* values, int64_t pitch, const Epilogue<scalar_t>& e,
                    Activation activation, const Map<scalar_t>& y, bool streamed, acc_type<scalar_t>* room) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
@@ -169,26 +217,28 @@ void store_outputs(const TileOfMap& tile, int64_t row, const acc_type<scalar_t>*
   const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + tile.channel);
   const Vector<acc_t> factor = load(e.scale + tile.channel), summand = load(e.shift + tile.channel);
   const bool alone = e.residual.data == nullptr;
-  if (!alone) {
-    const auto* const from = e.residual.pixel(tile.image, tile.channel, tile.row + row, tile.column);
-    load_pixels(e.residual, from, tile.channels, tile.columns, room);
-  }
-  scalar_t* const to = y.pixel(tile.image, tile.channel, tile.row + row, tile.column);
   const bool direct = y.channel_step == 1 && tile.channels == lanes;
   with_activation<scalar_t, acc_t>(activation, [&](const auto& act) {
-    for (int64_t p = 0; p < tile.columns; ++p) {
-      Vector<acc_t> v = act(load(values + p * lanes) + bias) * factor + summand;
-      if (!alone) v += load(room + p * lanes);
-      if (!direct) {
-        store(room + p * lanes, v);
-      } else if constexpr (std::is_same_v<scalar_t, acc_t>) {
-        streamed ? stream(to + p * y.column_step, v) : store(to + p * y.column_step, v);
-      } else {
-        store_acc(to + p * y.column_step, v);
+    for (int64_t row = 0; row < tile.rows; ++row, values += pitch) {
+      if (!alone) {
+        const auto* const from = e.residual.pixel(tile.image, tile.channel, tile.row + row, tile.column);
+        load_pixels(e.residual, from, tile.channels, tile.columns, room);
       }
+      scalar_t* const to = y.pixel(tile.image, tile.channel, tile.row + row, tile.column);
+      for (int64_t p = 0; p < tile.columns; ++p) {
+        Vector<acc_t> v = act(load(values + p * lanes) + bias) * factor + summand;
+        if (!alone) v += load(room + p * lanes);
+        if (!direct) {
+          store(room + p * lanes, v);
+        } else if constexpr (std::is_same_v<scalar_t, acc_t>) {
+          streamed ? stream(to + p * y.column_step, v) : store(to + p * y.column_step, v);
+        } else {
+          store_acc(to + p * y.column_step, v);
+        }
+      }
+      if (!direct) store_pixels(room, tile.channels, tile.columns, y, to);
     }
   });
-  if (!direct) store_pixels(room, tile.channels, tile.columns, y, to);
 }
 
 // Mean and sum of squared deviations of a tile, for each lane.
@@ -215,31 +265,50 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   const TileGrid grid = lane_grid(c);
-  const int64_t group = blocks_of_task(c);
-  const Activation activation = moments.mean == nullptr ? e.activation : Activation::kNone;
-  const bool streamed = is_streamed(c) && y.channel_step == 1 &&
-                        reinterpret_cast<uintptr_t>(y.data) % kVectorBytes == 0 &&
+  const LaneKernels<scalar_t, operand_t> kernels(c);
+  const int64_t group = blocks_of_task(c), step = LaneConvolution<scalar_t, operand_t>::step(c);
+  const bool kept = moments.mean != nullptr, across = y.channel_step == 1;
+  const Activation activation = kept ? Activation::kNone : e.activation;
+  const bool streamed = is_streamed(c) && across && reinterpret_cast<uintptr_t>(y.data) % kVectorBytes == 0 &&
                         y.column_step * sizeof(scalar_t) % kVectorBytes == 0;
+  // Outputs leave as soon as they are made, a few at a time: many stores past the caches wait for each other.
+  const int64_t few = across && step > 1 ? 2 * kBlockVectors : c.tile.w;
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
-    LaneConvolution<scalar_t, operand_t> convolution(c);
-    const int64_t size = c.tile.h * c.tile.w * lanes;
-    Scratch<acc_t> values(group * size), room(c.tile.w * lanes);
+    LaneConvolution<scalar_t, operand_t> convolution(c, kernels);
+    const bool direct =
+        std::is_same_v<scalar_t, acc_t> && !kept && across && step > 1 && e.is_only_bias() && convolution.is_single();
+    const int64_t size = (c.tile.h + step - 1) / step * step * c.tile.w * lanes;
+    const Scratch<acc_t> values(kept ? group * size : step * c.tile.w * lanes), room(c.tile.w * lanes);
     for (int64_t index = begin; index < end; ++index) {
-      const TileOfMap tile = grid[index];
-      const int64_t pixels = tile.rows * tile.columns;
-      if (index == begin || grid.begins_block(index)) convolution.set_channels(tile);
-      convolution.set_inputs(tile);
-      for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
-        for (int64_t row = 0; row < tile.rows; row += convolution.step()) {
-          const int64_t rows = std::min(convolution.step(), tile.rows - row);
-          acc_t* const out = values.get() + block * size + row * tile.columns * lanes;
-          convolution.run(block, part, row, rows, out);
-          for (int64_t r = 0; r < rows; ++r) {
-            store_outputs(part, row + r, out + r * tile.columns * lanes, e, activation, y, streamed, room.get());
+      const int64_t task = grid.by_image(index);
+      const TileOfMap tile = grid[task], next = grid[grid.by_image(std::min(index + 1, end - 1))];
+      for (int64_t row = 0; row < tile.rows; row += step) {
+        convolution.bring_inputs(tile, row);
+        for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
+          TileOfMap made = part;
+          made.row += row;
+          made.rows = std::min(step, tile.rows - row);
+          if constexpr (std::is_same_v<scalar_t, acc_t>) {
+            if (direct && made.rows == step && made.channels == lanes) {
+              acc_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
+              const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
+              return convolution.run(block, part, row, 0, tile.columns, {to, y.row_step, y.column_step, bias, streamed},
+                                     next);
+            }
           }
-        }
-      });
-      if (moments.mean == nullptr) continue;
+          for (int64_t column = 0; column < tile.columns; column += few) {
+            made.column = tile.column + column;
+            made.columns = std::min(few, tile.columns - column);
+            acc_t* const out = values.get() + (kept ? block * size + (row * tile.columns + column) * lanes : 0);
+            const int64_t pitch = (kept ? tile.columns : made.columns) * lanes;
+            convolution.run(block, part, row, column, column + made.columns,
+                            {out, pitch, lanes, Vector<acc_t>{}, false}, next);
+            store_outputs(made, out, pitch, e, activation, y, streamed, room.get());
+          }
+        });
+      }
+      if (!kept) continue;
+      const int64_t pixels = tile.rows * tile.columns;
       for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
         acc_t* const out = values.get() + block * size;
         if (e.bias != nullptr) {
@@ -247,7 +316,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
           for (int64_t i = 0; i < pixels * lanes; i += lanes) store(out + i, load(out + i) + bias);
         }
         activate<scalar_t>(e.activation, BiasedRows<acc_t>{out, nullptr, pixels, lanes});
-        const int64_t to = (index * group + block) * lanes;
+        const int64_t to = (task * group + block) * lanes;
         tile_moments(out, pixels, moments.mean + to, moments.deviations + to);
       });
     }

@@ -59,14 +59,14 @@ class LaneCorrelation {
         pixels_(units<operand_t>(c.tile.w)),
         dz_row_(pixels_ * lanes),
         dz_size_((c.tile.h + 2) * dz_row_),
-        x_(c, c.dilation.w, c.stride.w),
+        x_(c, 1, c.dilation.w, c.stride.w),
         dz_(blocks_of_task(c) * dz_size_),
         natural_(kUnitDepth<operand_t> * dz_row_) {
     for (int64_t i = 0; i < pixels_; ++i) offsets_.push_back(x_[0].offset(i * kUnitDepth<operand_t> * c.stride.w));
   }
 
   void add(const TileOfMap& tile, acc_t* dweight, double* dbias) {
-    x_.fill(tile);
+    x_.fill(tile, 0, x_.rows_under(tile.rows));
     for (int64_t row = -1; row <= tile.rows; ++row) {
       for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
         auto* const to = dz_.get() + block * dz_size_ + (row + 1) * dz_row_;

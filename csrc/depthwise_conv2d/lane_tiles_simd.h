@@ -6,9 +6,11 @@
 constexpr int kBlockPixels = kVectorBytes == 64 ? 12 : 6;
 
 // With the channels side by side in memory a task takes a few cache lines of each pixel.
+constexpr int kNeighbours = 4;
+
 template <typename scalar_t>
 int64_t blocks_of_task(const Correlation<scalar_t>& c) {
-  return c.channels_last ? 4 : 1;
+  return c.channels_last ? kNeighbours : 1;
 }
 
 template <typename scalar_t>
@@ -108,10 +110,14 @@ class PaddedTile {
         natural_((columns + pair_step_) * lanes),
         few_(columns * lanes) {}
 
+  int64_t columns() const { return columns_; }
+  // Whether the units of a row are its pixels, one after another.
+  bool is_natural() const { return phases_ == 1 && std::is_same_v<unit_t, acc_t>; }
+
   // In units.
   int64_t row_step() const { return phases_ * run_ * lanes; }
   int64_t offset(int64_t column) const { return (column % phases_ * run_ + column / phases_) * lanes; }
-  const unit_t* row(int64_t index) const { return units_.get() + index * row_step(); }
+  unit_t* row(int64_t index) const { return units_.get() + index * row_step(); }
 
   // Fills row `index` from (row, first_column) of a plane on, zeros outside of it. The plane is a map with spread - 1
   // zeros between its elements.
@@ -175,19 +181,30 @@ class PaddedTile {
 template <typename scalar_t, typename operand_t>
 class TileGroup {
  public:
-  TileGroup(const Correlation<scalar_t>& c, int64_t phases, int64_t pair_step) : c_(c) {
+  // step: rows of outputs that are made at once, so that the last of them may lie below the tile.
+  TileGroup(const Correlation<scalar_t>& c, int64_t step, int64_t phases, int64_t pair_step) : c_(c) {
     for (int64_t block = 0; block < blocks_of_task(c); ++block) {
-      tiles_.emplace_back(input_size(c.tile.h, c.stride.h, c.kernel.h, c.dilation.h),
+      tiles_.emplace_back(input_size((c.tile.h + step - 1) / step * step, c.stride.h, c.kernel.h, c.dilation.h),
                           input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step);
     }
   }
 
   const PaddedTile<scalar_t, operand_t>& operator[](int64_t block) const { return tiles_[block]; }
 
-  void fill(const TileOfMap& tile) {
-    const int64_t rows = input_size(tile.rows, c_.stride.h, c_.kernel.h, c_.dilation.h);
+  // How many rows of inputs the first rows of outputs reach over.
+  int64_t rows_under(int64_t outputs) const { return input_size(outputs, c_.stride.h, c_.kernel.h, c_.dilation.h); }
+
+  // Rows [begin, end) of the inputs of a tile.
+  void fill(const TileOfMap& tile, int64_t begin, int64_t end) {
     const int64_t row = tile.row * c_.stride.h - c_.offset.h, column = tile.column * c_.stride.w - c_.offset.w;
-    for (int64_t r = 0; r < rows; ++r) {
+    const bool together = c_.x.channel_step == 1 && tile.channels == kNeighbours * lanes && c_.spread.h == 1 &&
+                          c_.spread.w == 1 && tiles_[0].is_natural();
+    for (int64_t r = begin; r < end; ++r) {
+      const bool outside = row + r < 0 || row + r >= c_.in.h;
+      if (together && !outside) {
+        fill_together(tile, r, row + r, column);
+        continue;
+      }
       for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
         tiles_[block].fill(r, c_.x, c_.in, c_.spread, part, row + r, column);
       });
@@ -195,6 +212,31 @@ class TileGroup {
   }
 
  private:
+  using acc_t = acc_type<scalar_t>;
+  static constexpr int64_t lanes = kLanes<acc_t>;
+
+  // Row `row` of a map, from `column` on, as row `index` of the tiles: all channels of a pixel before the next pixel.
+  void fill_together(const TileOfMap& tile, int64_t index, int64_t row, int64_t column) {
+    if constexpr (std::is_same_v<unit_type<operand_t>, acc_t>) {
+      const int64_t columns = tiles_[0].columns();
+      const int64_t first = std::clamp<int64_t>(-column, 0, columns);
+      const int64_t last = std::clamp(c_.in.w - column, first, columns);
+      acc_t* to[kNeighbours];
+      for (int block = 0; block < kNeighbours; ++block) {
+        to[block] = tiles_[block].row(index);
+        std::fill_n(to[block], first * lanes, acc_t(0));
+        std::fill(to[block] + last * lanes, to[block] + columns * lanes, acc_t(0));
+      }
+      const scalar_t* from = c_.x.pixel(tile.image, tile.channel, row, column + first);
+      for (int64_t p = first; p < last; ++p, from += c_.x.column_step) {
+#pragma GCC unroll 4
+        for (int block = 0; block < kNeighbours; ++block) {
+          store(to[block] + p * lanes, load_as_acc(from + block * lanes));
+        }
+      }
+    }
+  }
+
   const Correlation<scalar_t>& c_;
   std::vector<PaddedTile<scalar_t, operand_t>> tiles_;
 };

@@ -50,7 +50,6 @@ class TileGrid {
   int64_t blocks() const { return parts(channels_, block_); }
   int64_t tasks_of_block() const { return batch_ * parts(map_.h, tile_.h) * parts(map_.w, tile_.w); }
   int64_t tasks() const { return blocks() * tasks_of_block(); }
-  bool begins_block(int64_t index) const { return index % tasks_of_block() == 0; }
 
   // The task that is the index-th where the blocks of channels of an image follow each other: where its channels are
   // side by side, they share its pages.

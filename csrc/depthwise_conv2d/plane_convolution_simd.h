@@ -81,7 +81,7 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
   const TileGrid grid = plane_grid(c);
   const bool across = y.column_step != 1, streamed = is_streamed(c);
   const Activation activation = moments.mean == nullptr ? e.activation : Activation::kNone;
-  const bool direct = moments.mean == nullptr && e.is_only_bias();
+  const bool direct = moments.mean == nullptr && !across && e.is_only_bias();
   const auto task_at = [&](int64_t index) { return across ? grid.by_image(index) : index; };
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     Convolution convolution(c);
@@ -109,7 +109,7 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
                                       pitch}
                 : PlaneRows<scalar_t>{y.pixel(tile.image, channel, tile.row + row, tile.column), y.row_step};
         if constexpr (std::is_same_v<Convolution, RowConvolution<float>>) {
-          if (direct && (across || (tile.columns == pitch && rows == convolution.step()))) {
+          if (direct && tile.columns == pitch && rows == convolution.step()) {
             return convolution.run(tile, step_channel, row, to.data, to.step, next, bias == nullptr ? 0 : *bias);
           }
         }

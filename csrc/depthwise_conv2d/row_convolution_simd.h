@@ -1,52 +1,21 @@
 // Convolutions of planes as float32, rows of outputs in registers: stride and dilation 1.
 // Compiled once for each instruction set by foreach_isa.h after plane_tiles_simd.h, inside a namespace.
 
-// Outputs that one step of the loops holds in registers, and the rows of the kernel it applies: with the weights and a
-// pixel, 26 of 32 registers.
-constexpr int kPlaneRows = kVectorBytes == 64 ? 8 : 4;
-constexpr int kPlaneVectors = 2;
-constexpr int kKernelRows = 9;
-
 // Adds kTaps rows of the kernel, `taps` of each; weight: (taps, KH). The bias last: a sum that begins with it is
 // rounded at its size. Meanwhile as many rows as outputs come into the cache from `ahead`.
 template <int kTaps, int kVectors>
 void convolve_rows(const float* x, int64_t width, const float* weight, int64_t kernel_rows, int64_t taps,
                    bool accumulate, float bias, float* out, int64_t pitch, const PlaneRows<const char>& ahead) {
-  constexpr int64_t lanes = kLanes<float>;
-  Vector<float> acc[kPlaneRows][kVectors];
-  for (int r = 0; r < kPlaneRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<float>{};
-  }
-  for (int64_t tap = 0; tap < taps; ++tap, weight += kernel_rows) {
-    Vector<float> w[kTaps];
-#pragma GCC unroll 9
-    for (int k = 0; k < kTaps; ++k) {
-      w[k] = broadcast(weight[k]);
-      keep_in_register(w[k]);
-    }
-    for (int64_t row = tap; row < kPlaneRows; row += taps) {
-      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(ahead.row(row) + v * kVectorBytes);
-    }
-    const float* in = x + tap;
-#pragma GCC unroll 16
-    for (int row = 0; row < kPlaneRows + kTaps - 1; ++row, in += width) {
-      keep_in_register(in);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        Vector<float> pixel = load(in + v * lanes);
-        keep_in_register(pixel);
-#pragma GCC unroll 9
-        for (int k = 0; k < kTaps; ++k) {
-          if (row - k >= 0 && row - k < kPlaneRows) acc[row - k][v] += pixel * w[k];
-        }
-      }
-    }
-  }
+  Vector<float> acc[kBlockRows][kVectors];
+  convolve_block<float, kTaps, kVectors>(
+      taps, [&](int64_t tap) { return x + tap; }, width,
+      [&](int64_t tap, int64_t row) { return broadcast(weight[tap * kernel_rows + row]); },
+      [&](int64_t row, int v) { __builtin_prefetch(ahead.row(row) + v * kVectorBytes); }, acc);
 #pragma GCC unroll 8
-  for (int r = 0; r < kPlaneRows; ++r) {
+  for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      float* const to = out + r * pitch + v * lanes;
+      float* const to = out + r * pitch + v * kLanes<float>;
       store(to, (accumulate ? load(to) + acc[r][v] : acc[r][v]) + bias);
     }
   }
@@ -55,8 +24,8 @@ void convolve_rows(const float* x, int64_t width, const float* weight, int64_t k
 template <int... kIndex>
 auto convolve_rows_of(int64_t taps, int64_t vectors, std::integer_sequence<int, kIndex...>) {
   static constexpr decltype(&convolve_rows<1, 1>) kAll[] = {
-      &convolve_rows<kIndex / kPlaneVectors + 1, kIndex % kPlaneVectors + 1>...};
-  return kAll[(taps - 1) * kPlaneVectors + vectors - 1];
+      &convolve_rows<kIndex / kBlockVectors + 1, kIndex % kBlockVectors + 1>...};
+  return kAll[(taps - 1) * kBlockVectors + vectors - 1];
 }
 
 template <typename scalar_t>
@@ -65,21 +34,10 @@ class RowConvolution {
   explicit RowConvolution(const Correlation<scalar_t>& c)
       : c_(c),
         pitch_(whole_vectors<bits_type<scalar_t>>(c.tile.w)),
-        rows_((c.tile.h + kPlaneRows - 1) / kPlaneRows * kPlaneRows),
+        rows_((c.tile.h + kBlockRows - 1) / kBlockRows * kBlockRows),
         weight_(c.kernel.h * c.kernel.w),
-        x_(c, rows_, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)) {
-    // Long sums are made of short ones.
-    const int64_t tall = (c.kernel.h + kKernelRows - 1) / kKernelRows;
-    const int64_t most = std::max<int64_t>(1, kLongestSum * tall / c.kernel.h);
-    const int64_t wide = (c.kernel.w + most - 1) / most;
-    for (int64_t i = 0; i < tall; ++i) {
-      const int64_t kh = i * c.kernel.h / tall, kh_end = (i + 1) * c.kernel.h / tall;
-      for (int64_t j = 0; j < wide; ++j) {
-        const int64_t kw = j * c.kernel.w / wide, kw_end = (j + 1) * c.kernel.w / wide;
-        parts_.push_back({kh, kh_end - kh, kw, kw_end - kw});
-      }
-    }
-  }
+        x_(c, rows_, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)),
+        parts_(kernel_parts(c.kernel)) {}
 
   static void release() {}
 
@@ -88,7 +46,7 @@ class RowConvolution {
   // Of the outputs, which are made `step()` rows at a time: a last step may make more than the tile has.
   int64_t pitch() const { return pitch_; }
   int64_t rows() const { return rows_; }
-  int64_t step() const { return kPlaneRows; }
+  int64_t step() const { return kBlockRows; }
 
   // One step of the outputs of a channel of the tile, from row `row` on; rows of `out` are `pitch` apart. next: the
   // tile to come.
@@ -98,12 +56,12 @@ class RowConvolution {
     const float* const x = x_.window(channel, 0) + row * x_.width();
     const scalar_t* const ahead = c_.x.pixel(next.image, next.channel, next.row + row, next.column);
     const int64_t ahead_step = c_.x.row_step * static_cast<int64_t>(sizeof(scalar_t));
-    for (const Part& part : parts_) {
+    for (const KernelPart& part : parts_) {
       const float* const in = x + part.row * x_.width() + part.column;
       const float* const weight = weight_.get() + part.column * c_.kernel.h + part.row;
-      for (int64_t column = 0; column < pitch_; column += kPlaneVectors * kLanes<float>) {
-        const int64_t vectors = std::min<int64_t>(kPlaneVectors, (pitch_ - column) / kLanes<float>);
-        convolve_rows_of(part.rows, vectors, std::make_integer_sequence<int, kKernelRows * kPlaneVectors>{})(
+      for (int64_t column = 0; column < pitch_; column += kBlockVectors * kLanes<float>) {
+        const int64_t vectors = std::min<int64_t>(kBlockVectors, (pitch_ - column) / kLanes<float>);
+        convolve_rows_of(part.rows, vectors, std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
             in + column, x_.width(), weight, c_.kernel.h, part.columns, &part != &parts_.front(),
             &part == &parts_.back() ? bias : 0, out + column, pitch,
             {reinterpret_cast<const char*>(ahead + column), ahead_step});
@@ -112,11 +70,6 @@ class RowConvolution {
   }
 
  private:
-  // Some rows and columns of the kernel.
-  struct Part {
-    int64_t row, rows, column, columns;
-  };
-
   void set_kernel(int64_t channel) {
     if (channel == channel_) return;
     channel_ = channel;
@@ -133,7 +86,7 @@ class RowConvolution {
 
   const Correlation<scalar_t>& c_;
   int64_t pitch_, rows_, channel_ = -1;
-  std::vector<Part> parts_;
   Scratch<float> weight_;  // (KW, KH)
   InputWindows<scalar_t, float> x_;
+  std::vector<KernelPart> parts_;
 };

@@ -1,0 +1,70 @@
+// The innermost loops of a convolution without vertical steps: a block of outputs in registers, under a few rows of the
+// kernel.
+// Compiled once for each instruction set by foreach_isa.h after units_simd.h, inside a namespace.
+
+// Rows of outputs, vectors of each, and rows of the kernel at a time: with the weights and a pixel, 26 of 32 registers.
+constexpr int kBlockRows = kVectorBytes == 64 ? 8 : 4;
+constexpr int kBlockVectors = 2;
+constexpr int kKernelRows = 9;
+
+// Some rows and columns of a kernel.
+struct KernelPart {
+  int64_t row, rows, column, columns;
+};
+
+// Parts of at most kKernelRows rows; long sums are made of short ones.
+inline std::vector<KernelPart> kernel_parts(Extent kernel) {
+  const int64_t tall = (kernel.h + kKernelRows - 1) / kKernelRows;
+  const int64_t most = std::max<int64_t>(1, kLongestSum * tall / kernel.h);
+  const int64_t wide = (kernel.w + most - 1) / most;
+  std::vector<KernelPart> parts;
+  for (int64_t i = 0; i < tall; ++i) {
+    const int64_t row = i * kernel.h / tall, end = (i + 1) * kernel.h / tall;
+    for (int64_t j = 0; j < wide; ++j) {
+      const int64_t column = j * kernel.w / wide, column_end = (j + 1) * kernel.w / wide;
+      parts.push_back({row, end - row, column, column_end - column});
+    }
+  }
+  return parts;
+}
+
+// The sums of a block of outputs under kTaps rows of the kernel, `taps` of each. inputs(tap): where the block's first
+// row finds its own; weight(tap, row): of one row of the kernel. prefetch(row, vector) asks for a cache line for each
+// vector of outputs: spread over the taps that costs nothing.
+template <typename operand_t, int kTaps, int kVectors, typename Inputs, typename Weight, typename Prefetch>
+__attribute__((always_inline)) inline void convolve_block(int64_t taps, const Inputs& inputs, int64_t input_row,
+                                                          const Weight& weight, const Prefetch& prefetch,
+                                                          Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
+  constexpr int64_t lanes = kLanes<acc_type<operand_t>>;
+#pragma GCC unroll 8
+  for (int r = 0; r < kBlockRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<acc_type<operand_t>>{};
+  }
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    UnitVector<operand_t> w[kTaps];
+#pragma GCC unroll 9
+    for (int k = 0; k < kTaps; ++k) {
+      w[k] = weight(tap, k);
+      keep_in_register(w[k]);
+    }
+    for (int64_t row = tap; row < kBlockRows; row += taps) {
+      for (int v = 0; v < kVectors; ++v) prefetch(row, v);
+    }
+    const unit_type<operand_t>* in = inputs(tap);
+#pragma GCC unroll 16
+    for (int row = 0; row < kBlockRows + kTaps - 1; ++row, in += input_row) {
+      keep_in_register(in);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        UnitVector<operand_t> pixel = load(in + v * lanes);
+        keep_in_register(pixel);
+#pragma GCC unroll 9
+        for (int k = 0; k < kTaps; ++k) {
+          if (row - k >= 0 && row - k < kBlockRows)
+            acc[row - k][v] = multiply_add<operand_t>(acc[row - k][v], pixel, w[k]);
+        }
+      }
+    }
+  }
+}
