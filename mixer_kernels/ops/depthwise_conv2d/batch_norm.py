@@ -15,7 +15,7 @@ from mixer_kernels.ops.depthwise_conv2d._arguments import (
     Pair,
     check_convolution,
 )
-from mixer_kernels.ops.depthwise_conv2d.op import IMPLEMENTATIONS, ORDER, choose
+from mixer_kernels.ops.depthwise_conv2d.op import IMPLEMENTATIONS, choose
 
 
 class DepthwiseConvBatchNormFunction(torch.autograd.Function):
@@ -120,7 +120,7 @@ def depthwise_conv2d_batch_norm(
         raise ValueError(f"{op}: x must have more than one number a channel, got shape {tuple(x.shape)}")
     norm_weight = _checks.check_channel_parameter(op, "norm_weight", norm_weight, x, x.shape[1])
     norm_bias = _checks.check_channel_parameter(op, "norm_bias", norm_bias, x, x.shape[1])
-    name = choose(op, backend, x, weight, ORDER.get(x.device.type, ()))
+    name = choose(op, backend, x, weight)
     tensors = (x, weight, bias, norm_weight, norm_bias)
     if name == _backend.REFERENCE:
         return reference.depthwise_conv2d_batch_norm(*tensors, eps, activation, *geometry)

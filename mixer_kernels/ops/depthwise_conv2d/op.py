@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -137,9 +136,7 @@ def depthwise_conv2d(
     if residual is not None:
         _checks.check_shape(op, "residual", residual, (*x.shape[:2], *geometry.output_size(x, weight)))
     tensors = (x, weight, bias, scale, shift, residual)
-    alone = activation is None and scale is None and shift is None and residual is None
-    pytorch_wins = alone and not _checks.needs_grad(*tensors) and _is_faster_in_pytorch(x, weight, geometry)
-    name = choose(op, backend, x, weight, order=() if pytorch_wins else ORDER.get(x.device.type, ()))
+    name = choose(op, backend, x, weight)
     if name == _backend.REFERENCE:
         return reference.depthwise_conv2d(*tensors, *geometry, activation)
     if not _checks.needs_grad(*tensors):
@@ -148,21 +145,10 @@ def depthwise_conv2d(
     return DepthwiseConv2dFunction.apply(*tensors[:-1], other, residual_is_x, geometry, code, name)
 
 
-def choose(op: str, backend: str | None, x: torch.Tensor, weight: torch.Tensor, order: Sequence[str]) -> str:
+def choose(op: str, backend: str | None, x: torch.Tensor, weight: torch.Tensor) -> str:
     """Return the name of the backend that runs a convolution."""
+    order = ORDER.get(x.device.type, ())
     return _backend.choose(op, backend, order, IMPLEMENTATIONS, x.device, x.dtype, weight.shape[2:])
-
-
-def _is_faster_in_pytorch(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> bool:
-    """Return whether PyTorch's forward of a convolution alone is the fastest, by the file that ORDER names."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.shape[1] > 1
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and max(weight.shape[2:]) <= 7
-        and {*geometry.stride, *geometry.dilation} == {1}
-    )
 
 
 def why_not(device: torch.device) -> dict[str, str | None]:
