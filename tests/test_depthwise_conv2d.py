@@ -214,7 +214,6 @@ def test_forward_and_backward_are_accurate(device, backend, memory_format, dtype
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
 @pytest.mark.parametrize(("sizes", "kernel"), [((1, 3, 300, 513), (7, 9)), ((2, 64, 96, 96), (3, 3))], ids=str)
 def test_a_large_map(device, backend, memory_format, dtype, sizes, kernel, whole):
-    # The second one is written past the caches of a CPU.
     assert_accurate(
         backend,
         lambda: draw(sizes, kernel, dtype, device)[: None if whole else 3],

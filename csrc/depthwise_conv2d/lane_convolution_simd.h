@@ -69,7 +69,6 @@ struct LaneOutputs {
   acc_t* data;
   int64_t row_step, column_step;
   Vector<acc_t> bias;
-  bool streamed;
 };
 
 // What is asked for while products run.
@@ -98,8 +97,7 @@ void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, const int
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       acc_t* const to = out.data + r * out.row_step + v * out.column_step;
-      const Vector<acc_t> sum = (accumulate ? load(to) + acc[r][v] : acc[r][v]) + out.bias;
-      out.streamed ? stream(to, sum) : store(to, sum);
+      store(to, (accumulate ? load(to) + acc[r][v] : acc[r][v]) + out.bias);
     }
   }
 }
@@ -193,7 +191,7 @@ class LaneConvolution {
         convolve_lane_block_of<operand_t>(part.rows, vectors,
                                           std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
             x + p * lanes, row_step, offsets, part.columns, weight, c_.kernel.h, accumulate,
-            {out.data + p * out.column_step, out.row_step, out.column_step, out.bias, out.streamed},
+            {out.data + p * out.column_step, out.row_step, out.column_step, out.bias},
             {lines.data + p * lines.column_step, lines.row_step, lines.column_step});
       }
     }
@@ -210,7 +208,7 @@ class LaneConvolution {
 // The epilogue of the accumulators of some pixels, rows `pitch` apart.
 template <typename scalar_t>
 void store_outputs(const TileOfMap& tile, const acc_type<scalar_t>* values, int64_t pitch, const Epilogue<scalar_t>& e,
-                   Activation activation, const Map<scalar_t>& y, bool streamed, acc_type<scalar_t>* room) {
+                   Activation activation, const Map<scalar_t>& y, acc_type<scalar_t>* room) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   // The bias last: a sum that begins with it is rounded at its size.
@@ -228,13 +226,7 @@ void store_outputs(const TileOfMap& tile, const acc_type<scalar_t>* values, int6
       for (int64_t p = 0; p < tile.columns; ++p) {
         Vector<acc_t> v = act(load(values + p * lanes) + bias) * factor + summand;
         if (!alone) v += load(room + p * lanes);
-        if (!direct) {
-          store(room + p * lanes, v);
-        } else if constexpr (std::is_same_v<scalar_t, acc_t>) {
-          streamed ? stream(to + p * y.column_step, v) : store(to + p * y.column_step, v);
-        } else {
-          store_acc(to + p * y.column_step, v);
-        }
+        direct ? store_acc(to + p * y.column_step, v) : store(room + p * lanes, v);
       }
       if (!direct) store_pixels(room, tile.channels, tile.columns, y, to);
     }
@@ -269,9 +261,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
   const int64_t group = blocks_of_task(c), step = LaneConvolution<scalar_t, operand_t>::step(c);
   const bool kept = moments.mean != nullptr, across = y.channel_step == 1;
   const Activation activation = kept ? Activation::kNone : e.activation;
-  const bool streamed = is_streamed(c) && across && reinterpret_cast<uintptr_t>(y.data) % kVectorBytes == 0 &&
-                        y.column_step * sizeof(scalar_t) % kVectorBytes == 0;
-  // Outputs leave as soon as they are made, a few at a time: many stores past the caches wait for each other.
+  // Outputs leave as soon as they are made, a few at a time.
   const int64_t few = across && step > 1 ? 2 * kBlockVectors : c.tile.w;
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     LaneConvolution<scalar_t, operand_t> convolution(c, kernels);
@@ -292,8 +282,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
             if (direct && made.rows == step && made.channels == lanes) {
               acc_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
               const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
-              return convolution.run(block, part, row, 0, tile.columns, {to, y.row_step, y.column_step, bias, streamed},
-                                     next);
+              return convolution.run(block, part, row, 0, tile.columns, {to, y.row_step, y.column_step, bias}, next);
             }
           }
           for (int64_t column = 0; column < tile.columns; column += few) {
@@ -301,9 +290,9 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
             made.columns = std::min(few, tile.columns - column);
             acc_t* const out = values.get() + (kept ? block * size + (row * tile.columns + column) * lanes : 0);
             const int64_t pitch = (kept ? tile.columns : made.columns) * lanes;
-            convolution.run(block, part, row, column, column + made.columns,
-                            {out, pitch, lanes, Vector<acc_t>{}, false}, next);
-            store_outputs(made, out, pitch, e, activation, y, streamed, room.get());
+            convolution.run(block, part, row, column, column + made.columns, {out, pitch, lanes, Vector<acc_t>{}},
+                            next);
+            store_outputs(made, out, pitch, e, activation, y, room.get());
           }
         });
       }
@@ -320,6 +309,5 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
         tile_moments(out, pixels, moments.mean + to, moments.deviations + to);
       });
     }
-    if (streamed) end_of_stream();
   });
 }

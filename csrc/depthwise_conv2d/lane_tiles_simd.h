@@ -18,12 +18,6 @@ TileGrid lane_grid(const Correlation<scalar_t>& c) {
   return {c.batch, c.channels, blocks_of_task(c) * kLanes<acc_type<scalar_t>>, c.out, c.tile};
 }
 
-// Whether to store past the caches.
-template <typename scalar_t>
-bool is_streamed(const Correlation<scalar_t>& c) {
-  return c.batch * c.channels * c.out.h * c.out.w * static_cast<int64_t>(sizeof(scalar_t)) >= kStreamedBytes;
-}
-
 // Calls f(block, part) for the parts of a tile that are a vector of channels wide.
 template <typename scalar_t, typename F>
 void for_channel_blocks(const TileOfMap& tile, const F& f) {

@@ -32,11 +32,11 @@ inline void plane_moments(const float* values, int64_t pitch, const TileOfMap& t
   });
 }
 
-// The epilogue of a channel: the first `columns` of `rows` rows of whole vectors; streamed: past the caches.
+// The epilogue of a channel: the first `columns` of `rows` rows of whole vectors.
 template <typename scalar_t>
 void finish_rows(const Epilogue<scalar_t>& e, Activation activation, int64_t channel,
                  const PlaneRows<const scalar_t>& past, const PlaneRows<const float>& values, int64_t rows,
-                 int64_t columns, const PlaneRows<scalar_t>& to, bool streamed) {
+                 int64_t columns, const PlaneRows<scalar_t>& to) {
   using bits_t = bits_type<scalar_t>;
   constexpr int64_t lanes = kLanes<bits_t>, parts = lanes / kLanes<float>;
   // Rows without a gap are one.
@@ -58,8 +58,8 @@ void finish_rows(const Epilogue<scalar_t>& e, Activation activation, int64_t cha
           v[part] = act(load(from + at) + bias) * scale + shift;
         }
         if (residual != nullptr) add_elements(residual + i, columns - i, v);
-        store_first(reinterpret_cast<bits_t*>(to.row(row)) + i, std::min(lanes, columns - i),
-                    round_to_bits<scalar_t>(v), streamed);
+        const Vector<bits_t> bits = round_to_bits<scalar_t>(v);
+        store_rows<1>(&bits, 1, 0, columns - i, reinterpret_cast<bits_t*>(to.row(row)) + i, 0);
       }
     }
   });
@@ -79,7 +79,7 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
                      const Moments& moments) {
   using bits_t = bits_type<scalar_t>;
   const TileGrid grid = plane_grid(c);
-  const bool across = y.column_step != 1, streamed = is_streamed(c);
+  const bool across = y.column_step != 1;
   const Activation activation = moments.mean == nullptr ? e.activation : Activation::kNone;
   const bool direct = moments.mean == nullptr && !across && e.is_only_bias();
   const auto task_at = [&](int64_t index) { return across ? grid.by_image(index) : index; };
@@ -121,17 +121,15 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
         } else if (e.residual.data != nullptr) {
           past = {e.residual.pixel(tile.image, channel, tile.row + row, tile.column), e.residual.row_step};
         }
-        finish_rows(e, activation, channel, past, {out, pitch}, rows, across ? pitch : tile.columns, to,
-                    streamed && !across);
+        finish_rows(e, activation, channel, past, {out, pitch}, rows, across ? pitch : tile.columns, to);
         if (moments.mean == nullptr) return;
         activate<scalar_t>(e.activation, BiasedRows<float>{out, bias, 1, rows * pitch});
         if (row + rows < tile.rows) return;
         const int64_t at = task_at(index) * grid.block() + step_channel;
         plane_moments(values.get(), pitch, tile, moments.mean + at, moments.deviations + at);
       });
-      if (across) store_across(finished.get(), plane, pitch, tile, y, streamed);
+      if (across) store_across(finished.get(), plane, pitch, tile, y);
     }
-    if (streamed) end_of_stream();
     Convolution::release();
   });
 }

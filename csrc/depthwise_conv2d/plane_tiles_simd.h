@@ -166,13 +166,6 @@ inline Vector<bits_type<scalar_t>> round_to_bits(const Vector<acc_type<scalar_t>
   }
 }
 
-// The first n lanes; streamed: whole cache lines past the caches.
-template <typename T>
-inline void store_first(T* to, int64_t n, Vector<T> value, bool streamed) {
-  if (n >= kLanes<T> && streamed && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0) return stream(to, value);
-  store_rows<1>(&value, 1, 0, n, to, 0);
-}
-
 // The transpose of a square of as many vectors as they have lanes.
 template <typename T>
 inline void transpose_elements(Vector<T>* square) {
@@ -314,7 +307,7 @@ class InputWindows : public PlaneWindows<scalar_t, plane_t> {
 // Stores the finished planes of a tile, whose rows are `pitch` elements apart, in a map with its channels side by side.
 template <typename scalar_t>
 void store_across(const bits_type<scalar_t>* planes, int64_t plane, int64_t pitch, const TileOfMap& tile,
-                  const Map<scalar_t>& y, bool streamed) {
+                  const Map<scalar_t>& y) {
   using bits_t = bits_type<scalar_t>;
   constexpr int64_t lanes = kLanes<bits_t>;
   for (int64_t row = 0; row < tile.rows; ++row) {
@@ -327,12 +320,7 @@ void store_across(const bits_type<scalar_t>* planes, int64_t plane, int64_t pitc
         transpose_elements<bits_t>(square);
         bits_t* const to =
             reinterpret_cast<bits_t*>(y.pixel(tile.image, tile.channel, tile.row + row, tile.column + p)) + first;
-        if (streamed && count == lanes && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 &&
-            y.column_step * sizeof(bits_t) % kVectorBytes == 0) {
-          for (int64_t i = 0; i < pixels; ++i) stream(to + i * y.column_step, square[i]);
-        } else {
-          store_rows<lanes>(square, pixels, 0, count, to, y.column_step);
-        }
+        store_rows<lanes>(square, pixels, 0, count, to, y.column_step);
       }
     }
   }
