@@ -1,8 +1,8 @@
 // Tiles of maps with channels side by side in the lanes of a vector, from and to either memory format.
 // Compiled once for each instruction set by foreach_isa.h, inside a namespace.
 
-// Pixels (or taps) that one step of the loops holds in registers, in two rows: 24 accumulators of 32 registers, 12
-// of 16.
+// Pixels of a row, or taps of two, that one step of the loops holds in registers: up to 24 accumulators of 32
+// registers, 12 of 16.
 constexpr int kBlockPixels = kVectorBytes == 64 ? 12 : 6;
 
 // With the channels side by side in memory a task takes a few cache lines of each pixel.
