@@ -2,10 +2,12 @@
 // kernel.
 // Compiled once for each instruction set by foreach_isa.h after units_simd.h, inside a namespace.
 
-// Rows of outputs, vectors of each, and rows of the kernel at a time: with the weights and a pixel, 26 of 32 registers.
+// Rows of outputs, vectors of each, and rows of the kernel at a time. With as many weights as are held, and a pixel, 26
+// of the 32 registers of AVX-512, 14 of the 16 elsewhere.
 constexpr int kBlockRows = kVectorBytes == 64 ? 8 : 4;
 constexpr int kBlockVectors = 2;
 constexpr int kKernelRows = 9;
+constexpr int kHeldWeights = kVectorBytes == 64 ? 9 : 5;
 
 // Some rows and columns of a kernel.
 struct KernelPart {
@@ -28,6 +30,40 @@ inline std::vector<KernelPart> kernel_parts(Extent kernel) {
   return parts;
 }
 
+// Adds the products of one column of kTaps rows of the kernel. in: where the block's first row finds its inputs.
+template <typename operand_t, int kTaps, int kVectors, typename Weight>
+__attribute__((always_inline)) inline void add_column(const unit_type<operand_t>* in, int64_t input_row,
+                                                      const Weight& weight,
+                                                      Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
+  if constexpr (kTaps > kHeldWeights) {
+    constexpr int kHalf = (kTaps + 1) / 2;
+    add_column<operand_t, kHalf, kVectors>(in, input_row, weight, acc);
+    add_column<operand_t, kTaps - kHalf, kVectors>(
+        in + kHalf * input_row, input_row, [&](int64_t row) { return weight(kHalf + row); }, acc);
+    return;
+  }
+  UnitVector<operand_t> w[kTaps];
+#pragma GCC unroll 9
+  for (int k = 0; k < kTaps; ++k) {
+    w[k] = weight(k);
+    keep_in_register(w[k]);
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kBlockRows + kTaps - 1; ++row, in += input_row) {
+    keep_in_register(in);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      UnitVector<operand_t> pixel = load(in + v * kLanes<acc_type<operand_t>>);
+      keep_in_register(pixel);
+#pragma GCC unroll 9
+      for (int k = 0; k < kTaps; ++k) {
+        if (row - k >= 0 && row - k < kBlockRows)
+          acc[row - k][v] = multiply_add<operand_t>(acc[row - k][v], pixel, w[k]);
+      }
+    }
+  }
+}
+
 // The sums of a block of outputs under kTaps rows of the kernel, `taps` of each. inputs(tap): where the block's first
 // row finds its own; weight(tap, row): of one row of the kernel. prefetch(row, vector) asks for a cache line for each
 // vector of outputs: spread over the taps that costs nothing.
@@ -35,36 +71,16 @@ template <typename operand_t, int kTaps, int kVectors, typename Inputs, typename
 __attribute__((always_inline)) inline void convolve_block(int64_t taps, const Inputs& inputs, int64_t input_row,
                                                           const Weight& weight, const Prefetch& prefetch,
                                                           Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
-  constexpr int64_t lanes = kLanes<acc_type<operand_t>>;
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<acc_type<operand_t>>{};
   }
   for (int64_t tap = 0; tap < taps; ++tap) {
-    UnitVector<operand_t> w[kTaps];
-#pragma GCC unroll 9
-    for (int k = 0; k < kTaps; ++k) {
-      w[k] = weight(tap, k);
-      keep_in_register(w[k]);
-    }
     for (int64_t row = tap; row < kBlockRows; row += taps) {
       for (int v = 0; v < kVectors; ++v) prefetch(row, v);
     }
-    const unit_type<operand_t>* in = inputs(tap);
-#pragma GCC unroll 16
-    for (int row = 0; row < kBlockRows + kTaps - 1; ++row, in += input_row) {
-      keep_in_register(in);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        UnitVector<operand_t> pixel = load(in + v * lanes);
-        keep_in_register(pixel);
-#pragma GCC unroll 9
-        for (int k = 0; k < kTaps; ++k) {
-          if (row - k >= 0 && row - k < kBlockRows)
-            acc[row - k][v] = multiply_add<operand_t>(acc[row - k][v], pixel, w[k]);
-        }
-      }
-    }
+    add_column<operand_t, kTaps, kVectors>(
+        inputs(tap), input_row, [&](int64_t row) { return weight(tap, row); }, acc);
   }
 }
