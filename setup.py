@@ -26,7 +26,8 @@ DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0"
 # gcc warns of vectors wider than the build's own target in every function that is compiled for another one (psabi), and
 # of the undefined operand inside its own AVX-512 intrinsics (maybe-uninitialized).
 CXX_FLAGS = ["-O3", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
-NVCC_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xptxas=-warn-spills,-warn-lmem-usage"]
+# The architectures of a file side by side: the largest file else takes as long as all others.
+NVCC_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xptxas=-warn-spills,-warn-lmem-usage", "--threads=3"]
 
 
 def note(message: str) -> None:
