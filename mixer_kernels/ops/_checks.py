@@ -50,6 +50,21 @@ def check_like(op: str, name: str, value: torch.Tensor, x: torch.Tensor) -> None
         raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {value.dtype}")
 
 
+def check_operand(op: str, name: str, value: torch.Tensor, shape: Sequence[int | str], x: torch.Tensor) -> torch.Tensor:
+    """Check a tensor of this shape, where a string stands for any size; return it in x's dtype.
+
+    ``x`` is in the dtype of autocast where that is on, and ``value`` is cast to it as well.
+    """
+    # Nearly always, and quick to see: on a small input the checks take as long as the kernel.
+    if isinstance(value, torch.Tensor) and value.dtype == x.dtype and value.shape == shape and value.device == x.device:
+        return value
+    check_tensor(op, name, value)
+    check_shape(op, name, value, shape)
+    value = autocast(value)
+    check_like(op, name, value, x)
+    return value
+
+
 def check_channel_parameter(
     op: str, name: str, value: torch.Tensor | None, x: torch.Tensor, channels: int
 ) -> torch.Tensor | None:

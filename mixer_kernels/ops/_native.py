@@ -24,12 +24,19 @@ extension, _error = _load()
 _has_cuda = extension is not None and bool(extension.build_info()["cuda_archs"])
 
 
-def why_not(device: torch.device) -> str | None:
-    """Return None if native kernels run on this device, else the reason."""
+def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Return None if native kernels run on this device, else the reason.
+
+    Args:
+        device: where they are to run.
+        dtype: that of the call, given by ops that have no CUDA kernels for float64.
+    """
     if extension is None:
         return _error
     if device.type == "cpu":
         return None
+    if device.type == "cuda" and dtype == torch.float64:
+        return "there are no native CUDA kernels of this op for float64"
     if device.type == "cuda":
         if _has_cuda:
             return None

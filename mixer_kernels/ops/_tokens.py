@@ -30,20 +30,12 @@ def check_linear(
     bias: Optional,
 ) -> tuple[torch.Tensor, Optional]:
     """Check a linear layer over the tokens; return its parameters as the kernels take them."""
-    weight = _token_parameter(op, weight_name, weight, shape, x)
-    return weight, None if bias is None else _token_parameter(op, bias_name, bias, weight.shape[:1], x)
+    weight = _checks.check_operand(op, weight_name, weight, shape, x).contiguous()
+    if bias is not None:
+        bias = _checks.check_operand(op, bias_name, bias, weight.shape[:1], x).contiguous()
+    return weight, bias
 
 
 def fake_gradients(x: torch.Tensor, *parameters: Optional) -> tuple[torch.Tensor, ...]:
     """Return tensors like the gradients of ``x`` and the parameters, of which an absent one has an empty one."""
     return x.new_empty(x.shape), *(x.new_empty(0) if p is None else p.new_empty(p.shape) for p in parameters)
-
-
-def _token_parameter(
-    op: str, name: str, parameter: torch.Tensor, shape: Sequence[int | str], x: torch.Tensor
-) -> torch.Tensor:
-    _checks.check_tensor(op, name, parameter)
-    _checks.check_shape(op, name, parameter, shape)
-    parameter = _checks.autocast(parameter)
-    _checks.check_like(op, name, parameter, x)
-    return parameter.contiguous()

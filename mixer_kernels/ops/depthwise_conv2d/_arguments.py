@@ -58,11 +58,7 @@ def check_convolution(
     x, weight = _checks.autocast(x), _checks.autocast(weight)
     _checks.check_like(op, "weight", weight, x)
     if bias is not None:
-        _checks.check_tensor(op, "bias", bias)
-        _checks.check_shape(op, "bias", bias, x.shape[1:2])
-        bias = _checks.autocast(bias)
-        _checks.check_like(op, "bias", bias, x)
-        bias = bias.contiguous()
+        bias = _checks.check_operand(op, "bias", bias, x.shape[1:2], x).contiguous()
     return x, weight.contiguous(), bias, geometry
 
 

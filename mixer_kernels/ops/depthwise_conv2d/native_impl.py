@@ -18,11 +18,9 @@ def why_not(
     device: torch.device, dtype: torch.dtype | None = None, kernel_size: Sequence[int] | None = None
 ) -> str | None:
     """Return None if this backend runs on the device, and for the dtype and kernel if they are given, else why."""
-    if device.type == "cuda" and dtype == torch.float64:
-        return "there are no native CUDA kernels of this op for float64"
     if kernel_size is not None and max(kernel_size) > MAX_TAPS:
         return f"its kernels have at most {MAX_TAPS} taps along a dimension, got {tuple(kernel_size)}"
-    return _native.why_not(device)
+    return _native.why_not(device, dtype)
 
 
 def forward(

@@ -14,8 +14,7 @@ from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry, Optional, Pa
 
 IMPLEMENTATIONS: dict[str, Any] = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
-# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/full.json; GPU: not measured
-# yet.
+# The automatic order of each device type. CPU: benchmarks/results/*-threads/*.json; GPU: not measured yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 
 
@@ -127,14 +126,9 @@ def depthwise_conv2d(
     x, weight, bias, geometry = check_convolution(op, x, weight, bias, stride, padding, dilation)
     scale = _checks.check_channel_parameter(op, "scale", scale, x, x.shape[1])
     shift = _checks.check_channel_parameter(op, "shift", shift, x, x.shape[1])
-    if residual_is_x:
-        residual = x
-    elif residual is not None:
-        _checks.check_tensor(op, "residual", residual)
-        residual = _checks.autocast(residual)
-        _checks.check_like(op, "residual", residual, x)
     if residual is not None:
-        _checks.check_shape(op, "residual", residual, (*x.shape[:2], *geometry.output_size(x, weight)))
+        size = (*x.shape[:2], *geometry.output_size(x, weight))
+        residual = _checks.check_operand(op, "residual", x if residual_is_x else residual, size, x)
     tensors = (x, weight, bias, scale, shift, residual)
     name = choose(op, backend, x, weight)
     if name == _backend.REFERENCE:

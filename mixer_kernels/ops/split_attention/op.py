@@ -12,8 +12,7 @@ from mixer_kernels.ops.split_attention import native_impl, reference, triton_imp
 
 IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
-# The automatic order of each device type. CPU: benchmarks/results/intel-xeon-2-threads/full.json; GPU: not measured
-# yet.
+# The automatic order of each device type. CPU: benchmarks/results/*-threads/*.json; GPU: not measured yet.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 
 
@@ -95,8 +94,8 @@ def shifted_split_attention(
     if x.shape[3] % 3:
         raise ValueError(f"{op}: x must have 3C channels, a multiple of 3, got shape {tuple(x.shape)}")
     x = _checks.autocast(x)
-    weight1 = _linear_weight(op, "weight1", weight1, ("D", x.shape[3] // 3), x)
-    weight2 = _linear_weight(op, "weight2", weight2, (x.shape[3], weight1.shape[0]), x)
+    weight1 = _checks.check_operand(op, "weight1", weight1, ("D", x.shape[3] // 3), x)
+    weight2 = _checks.check_operand(op, "weight2", weight2, (x.shape[3], weight1.shape[0]), x)
     name = _backend.choose(op, backend, ORDER.get(x.device.type, ()), IMPLEMENTATIONS, x.device, x.dtype)
     if name == _backend.REFERENCE:
         return reference.shifted_split_attention(x, weight1, weight2)
@@ -115,13 +114,3 @@ def _weights(total: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor) 
     """Return the weights of the branches, (B, 3, C), in the dtype of the sums."""
     hidden = F.gelu(F.linear(total.to(weight1.dtype), weight1))
     return F.linear(hidden, weight2).unflatten(1, (3, -1)).softmax(1, dtype=total.dtype)
-
-
-def _linear_weight(
-    op: str, name: str, weight: torch.Tensor, shape: tuple[int | str, ...], x: torch.Tensor
-) -> torch.Tensor:
-    _checks.check_tensor(op, name, weight)
-    _checks.check_shape(op, name, weight, shape)
-    weight = _checks.autocast(weight)
-    _checks.check_like(op, name, weight, x)
-    return weight

@@ -12,9 +12,7 @@ Optional = torch.Tensor | None
 
 def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """Return None if this backend runs on the device, and for the dtype if one is given, else the reason."""
-    if device.type == "cuda" and dtype == torch.float64:
-        return "there are no native CUDA kernels of this op for float64"
-    return _native.why_not(device)
+    return _native.why_not(device, dtype)
 
 
 def layer_norm_token_linear_forward(
