@@ -18,6 +18,13 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 Function = Callable[..., torch.Tensor]
 
+_FORWARD = "x and the parameters read, y written"
+_MOVED = {
+    shapes.FWD: _FORWARD,
+    shapes.FWD_BWD: f"{_FORWARD}; once more with their gradients",
+    shapes.DWEIGHT: "x and dy read, the gradient of the parameters written",
+}
+
 
 def groups(device: torch.device, preset: str) -> Iterator[Group]:
     """Yield everything that a preset measures of this op on a device."""
@@ -44,10 +51,11 @@ def make_group(
     """Return the contenders of one shape (B, C, H, W, K), dtype and pass; ours in each of the layouts.
 
     A forward of a half is that of evaluation, where BatchNorm is a scale and a shift; with its backward it is that of
-    training.
+    training. The gradient of the weight alone is that of the convolution.
     """
     batch, channels, height, width, taps = shape
-    training = which == "fwd+bwd"
+    training = which == shapes.FWD_BWD
+    learns_weight = which in (shapes.FWD_BWD, shapes.DWEIGHT)
     plain, exact = (_plain(subject, training, convolve) for convolve in (_convolve, _convolve_by_fourier))
 
     def make_inputs() -> tuple[torch.Tensor, ...]:
@@ -55,27 +63,25 @@ def make_group(
             return (torch.randn(size, device=device) * scale).to(dtype).requires_grad_(training)
 
         x = randn(batch, channels, height, width)
-        parameters = randn(channels, 1, taps, taps, scale=1 / taps), randn(channels)
+        weight = randn(channels, 1, taps, taps, scale=1 / taps).requires_grad_(learns_weight)
         norm = (randn(channels), randn(channels)) if subject == HALF else ()
-        dy = (torch.randn_like(x, requires_grad=False),) if training else ()
-        return x, *parameters, *norm, *dy
+        dy = (torch.randn_like(x, requires_grad=False),) if learns_weight else ()
+        return x, weight, randn(channels), *norm, *dy
 
     modes = compiled.modes(device, which).items()
     contenders = []
     for layout in LAYOUTS:
         contenders += [
-            Contender(f"{name}, {layout}", OURS, _prepare(_ours(subject, training, name), layout, training))
+            Contender(f"{name}, {layout}", OURS, _prepare(_ours(subject, training, name), layout, which))
             for name in kernels(op, device)
         ]
         if layout in eager_layouts:
             # The gate holds everybody to the error of the contender of this name.
             name = "eager" if layout == eager_layouts[0] else f"eager, {layout}"
-            contenders.append(Contender(name, PYTORCH, _prepare(plain, layout, training)))
+            contenders.append(Contender(name, PYTORCH, _prepare(plain, layout, which)))
         if layout in compiled_layouts:
             contenders += [
-                Contender(
-                    f"{name}, {layout}", PYTORCH, _prepare(compiled.compile_function(plain, mode), layout, training)
-                )
+                Contender(f"{name}, {layout}", PYTORCH, _prepare(compiled.compile_function(plain, mode), layout, which))
                 for name, mode in modes
             ]
     maps = batch * channels * height * width
@@ -89,9 +95,9 @@ def make_group(
         device=device,
         contenders=tuple(contenders),
         make_inputs=make_inputs,
-        exact=lambda *inputs: _prepare(exact, "NCHW", training)(*gate.in_float64(inputs))(),
+        exact=lambda *inputs: _prepare(exact, "NCHW", which)(*gate.in_float64(inputs))(),
         moved=(2 * maps + parameters) * dtype.itemsize * (2 if training else 1),
-        moved_formula="x and the parameters read, y written" + ("; once more with their gradients" * training),
+        moved_formula=_MOVED[which],
         flops=2 * maps * taps * taps * (3 if training else 1),
     )
 
@@ -138,7 +144,7 @@ def _ours(subject: str, training: bool, backend: str) -> Function:
     return convolve if subject == CONVOLUTION else half
 
 
-def _prepare(function: Function, layout: str, training: bool) -> Callable[..., Call]:
+def _prepare(function: Function, layout: str, which: str) -> Callable[..., Call]:
     """Return what binds a function to its inputs, in a layout, and to dy where there is one."""
 
     def prepare(*inputs: torch.Tensor) -> Call:
@@ -148,9 +154,12 @@ def _prepare(function: Function, layout: str, training: bool) -> Callable[..., C
             return value.detach().contiguous(memory_format=LAYOUTS[layout]).requires_grad_(value.requires_grad)
 
         arranged = [arrange(value) for value in inputs]
-        if not training:
+        if which == shapes.FWD:
             return lambda: function(*arranged)
         *arguments, dy = arranged
+        if which == shapes.DWEIGHT:
+            y, weight = function(*arguments), arguments[1]
+            return lambda: torch.autograd.grad(y, weight, dy, retain_graph=True)
 
         def step() -> tuple[torch.Tensor, ...]:
             y = function(*arguments)

@@ -7,7 +7,14 @@ from typing import Any
 
 from benchmarks import table
 
-COLOURS = {"fwd": "#2f6db3", "fwd_": "#7fb0de", "bwd": "#c4622d", "bwd_": "#eaa87e", "fwd+bwd": "#5b8c5a"}
+COLOURS = {
+    "fwd": "#2f6db3",
+    "fwd_": "#7fb0de",
+    "bwd": "#c4622d",
+    "bwd_": "#eaa87e",
+    "fwd+bwd": "#5b8c5a",
+    "dweight": "#8e6bb0",
+}
 INK, GRID = "#2b2b2b", "#dddddd"
 
 

@@ -14,6 +14,8 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 # Underscore: in place. A model has no in-place pass and no backward without its forward.
 FWD, FWD_INPLACE, BWD, BWD_INPLACE, FWD_BWD = "fwd", "fwd_", "bwd", "bwd_", "fwd+bwd"
+# The part of a backward that gives the gradient of the weight.
+DWEIGHT = "dweight"
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -74,11 +76,19 @@ _MIXING_TRAINED = {"quick_passes": (FWD, FWD_BWD), "full_passes": (FWD, FWD_BWD)
 _CONVOLUTION = {"quick_passes": (FWD,), "full_passes": (FWD, FWD_BWD), "full_dtypes": (FP32, BF16)}
 _LARGE_KERNEL = {"quick_passes": (FWD,), "full_passes": (FWD,), "full_dtypes": (FP32, BF16)}
 _TRAINED = {"quick_passes": (FWD, FWD_BWD), "full_passes": (FWD, FWD_BWD), "full_dtypes": (FP32, BF16)}
+# A GPU's quick preset is what the speed of this library is judged by there.
+_GPU = {"quick_on": (CUDA,), "full_on": (CUDA,), "quick_dtypes": (BF16,)}
+_GPU_CONVOLUTION = {
+    **_GPU,
+    "quick_dtypes": (FP32, BF16, FP16),
+    "quick_passes": (FWD, DWEIGHT),
+    "full_passes": (FWD, DWEIGHT, FWD_BWD),
+}
 
 OP_SHAPES = (
     OpShape("spatial_shift", (8, 32, 32, 192), "S2-MLPv2 Small, stage 1", quick_on=(CPU,)),
-    OpShape("spatial_shift", (32, 32, 32, 384), "twice its width, beyond the caches", quick_on=(CUDA,)),
-    OpShape("spatial_shift", (64, 32, 32, 384), "the same, for a GPU", quick_on=(CUDA,), full_on=(CUDA,)),
+    OpShape("spatial_shift", (32, 32, 32, 384), "twice its width, beyond the caches"),
+    OpShape("spatial_shift", (64, 32, 32, 384), "the same, for a GPU", **_GPU),
     OpShape("spatial_shift", (1, 32, 32, 192), "S2-MLPv2 Small, stage 1, one image"),
     OpShape("spatial_shift", (8, 16, 16, 384), "S2-MLPv2 Small, stage 2"),
     OpShape("spatial_shift", (8, 32, 32, 256), "S2-MLPv2 Medium, stage 1"),
@@ -88,19 +98,20 @@ OP_SHAPES = (
     OpShape("token_mixing", (32, 49, 512, 256), "Mixer-S/32", (CPU,), (CPU,), **_MIXING),
     OpShape("token_mixing", (1, 196, 768, 384), "Mixer-B/16, one image", (CPU,), **_MIXING),
     OpShape("token_mixing", (1, 49, 512, 256), "Mixer-S/32, one image", **_MIXING),
-    OpShape("token_mixing", (256, 196, 768, 384), "Mixer-B/16", (CUDA,), (CUDA,), **_MIXING_TRAINED),
-    OpShape("token_mixing", (256, 196, 1024, 512), "Mixer-L/16", (CUDA,), (CUDA,), **_MIXING_TRAINED),
+    OpShape("token_mixing", (256, 196, 768, 384), "Mixer-B/16", **_GPU, **_MIXING_TRAINED),
+    OpShape("token_mixing", (256, 196, 1024, 512), "Mixer-L/16", **_GPU, **_MIXING_TRAINED),
     OpShape("token_mixing", (256, 49, 512, 256), "Mixer-S/32", (), (CUDA,), **_MIXING),
     OpShape("affine_token_linear", (32, 196, 384), "ResMLP-S", (CPU,), (CPU,), **_MIXING_TRAINED),
     OpShape("affine_token_linear", (1, 196, 384), "ResMLP-S, one image", (CPU,), **_MIXING),
     OpShape("affine_token_linear", (8, 784, 768), "ResMLP-B/8", (), (CPU,), **_MIXING),
-    OpShape("affine_token_linear", (256, 196, 384), "ResMLP-S", (CUDA,), (CUDA,), **_MIXING_TRAINED),
+    OpShape("affine_token_linear", (256, 196, 384), "ResMLP-S", **_GPU, **_MIXING_TRAINED),
     OpShape("affine_token_linear", (64, 784, 768), "ResMLP-B/8", (), (CUDA,), **_MIXING),
     OpShape("split_attention", (8, 32, 32, 576, 48), "S2-MLPv2 Small, stage 1", (CPU,), **_MIXING_TRAINED),
     OpShape("split_attention", (8, 16, 16, 1152, 96), "S2-MLPv2 Small, stage 2", **_MIXING_TRAINED),
     OpShape("split_attention", (1, 16, 16, 1152, 96), "S2-MLPv2 Small, stage 2, one image", **_MIXING),
-    OpShape("split_attention", (256, 32, 32, 576, 48), "S2-MLPv2 Small, stage 1", (CUDA,), (CUDA,), **_MIXING_TRAINED),
-    OpShape("split_attention", (256, 16, 16, 1152, 96), "S2-MLPv2 Small, stage 2", (CUDA,), (CUDA,), **_MIXING_TRAINED),
+    OpShape("split_attention", (64, 32, 32, 576, 48), "S2-MLPv2 Small, stage 1", **_GPU, **_MIXING_TRAINED),
+    OpShape("split_attention", (256, 32, 32, 576, 48), "S2-MLPv2 Small, stage 1", (), (CUDA,), **_MIXING_TRAINED),
+    OpShape("split_attention", (256, 16, 16, 1152, 96), "S2-MLPv2 Small, stage 2", (), (CUDA,), **_MIXING_TRAINED),
     OpShape("depthwise_conv2d", (4, 768, 32, 32, 9), "ConvMixer, K=9", (CPU,), (CPU,), **_CONVOLUTION),
     OpShape("depthwise_conv2d", (4, 768, 32, 32, 31), "ConvMixer's map, K=31", (CPU,), (CPU,), **_LARGE_KERNEL),
     OpShape("depthwise_conv2d", (4, 768, 32, 32, 7), "ConvMixer-768/32", (CPU,), (CPU,), **_CONVOLUTION),
@@ -109,9 +120,10 @@ OP_SHAPES = (
     OpShape(
         "depthwise_conv2d_batch_norm", (1, 768, 32, 32, 9), "ConvMixer, K=9, one image", (), (CPU,), **_CONVOLUTION
     ),
-    OpShape("depthwise_conv2d", (64, 768, 32, 32, 9), "ConvMixer, K=9", (CUDA,), (CUDA,), **_CONVOLUTION),
-    OpShape("depthwise_conv2d", (64, 768, 32, 32, 31), "ConvMixer's map, K=31", (), (CUDA,), **_CONVOLUTION),
-    OpShape("depthwise_conv2d_batch_norm", (64, 1536, 32, 32, 9), "ConvMixer-1536/20", (CUDA,), (CUDA,), **_TRAINED),
+    OpShape("depthwise_conv2d", (64, 1536, 32, 32, 9), "ConvMixer-1536/20", **_GPU_CONVOLUTION),
+    OpShape("depthwise_conv2d", (64, 1536, 32, 32, 31), "its map, K=31", **_GPU_CONVOLUTION),
+    OpShape("depthwise_conv2d", (1, 1536, 32, 32, 31), "its map, K=31, one image", (), (CUDA,), full_passes=(FWD,)),
+    OpShape("depthwise_conv2d_batch_norm", (64, 1536, 32, 32, 9), "ConvMixer-1536/20", **_GPU, **_TRAINED),
 )
 
 # A model joins the run with the first fused layer that it is built from.

@@ -24,6 +24,7 @@ PASSES = {
     "bwd": "backward",
     "bwd_": "backward, in place",
     "fwd+bwd": "forward + backward",
+    "dweight": "gradient of the weight",
 }
 DASH = "-"
 

@@ -10,6 +10,7 @@ is written to benchmarks/results/<device>/gpu_check.json as soon as it ends.
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import os
 import shutil
@@ -21,14 +22,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
-# Small enough for a sanitizer that slows every access down by orders of magnitude.
-SANITIZED = ["tests/test_spatial_shift.py", "-k", "exact and cuda and float32 and shape0"]
+# Of each of the processes that share the tests.
+FEW_THREADS = {"OMP_NUM_THREADS": "2"}
+OPS = ("spatial_shift", "split_attention", "token_mixing", "affine_token_linear", "depthwise_conv2d")
+# What runs on the GPU: files of Triton's kernels, tests with a device in their name, and those marked gpu.
+ON_GPU = [*(f"tests/test_{op}{kind}.py" for op in OPS for kind in ("", "_triton")), "-k", "triton or cuda or gpu"]
+# Forward and backward of every native kernel, small enough for a sanitizer that slows each access down by orders of
+# magnitude: under autocast the products of bfloat16 run, too.
+SANITIZED = [
+    *(f"tests/test_{op}.py" for op in OPS),
+    "-k",
+    "cuda-native and (autocast or (exact and float32 and shape0 and contiguous))",
+]
 
 
 def run(*command: str, **environment: str) -> int:
     """Run a command in the checkout and return its exit status."""
     print("+", " ".join(command), flush=True)
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False).returncode
+
+
+def _workers() -> list[str]:
+    """Return the options that share tests among processes, where pytest-xdist is there."""
+    return [] if importlib.util.find_spec("xdist") is None else ["-n", "auto", "--maxprocesses", "16"]
 
 
 def build() -> int:
@@ -43,8 +59,13 @@ def build() -> int:
 
 
 def tests() -> int:
-    """Run the whole test-suite: on the GPU wherever a test names a device."""
-    return run(*PYTEST)
+    """Run what runs on the GPU."""
+    return run(*PYTEST, *_workers(), *ON_GPU, **FEW_THREADS)
+
+
+def suite() -> int:
+    """Run the whole test-suite: on the GPU and on the CPU wherever a test names a device."""
+    return run(*PYTEST, *_workers(), **FEW_THREADS)
 
 
 def sanitizer() -> int:
@@ -76,6 +97,7 @@ STAGES: dict[str, Callable[[], int]] = {
     "sanitizer": sanitizer,
     "bench": bench,
     "search": search,
+    "suite": suite,
 }
 
 
