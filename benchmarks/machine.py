@@ -23,6 +23,11 @@ from mixer_kernels.ops import _native
 COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 CEILING_SECONDS = 1.0
+# A matmul this long is large enough.
+LONG_MATMUL_SECONDS = 0.1
+
+# Of the rate of float32: a dtype below it has no fast products in PyTorch here, and a call takes seconds.
+SLOW_SHARE = 0.05
 BUSY_SHARE = 0.3
 
 
@@ -48,13 +53,20 @@ def device_name(device: torch.device) -> str:
 
 def slug(device: torch.device) -> str:
     """Return the name of this device's folder under results/."""
-    words = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return words if device.type == "cuda" else f"{words}-{torch.get_num_threads()}-threads"
+    name = device_name(device)
+    if device.type == "cpu":
+        # A virtual machine may call CPUs of several generations by one name.
+        name = f"{name} {_build_info().get('cpu_isa', '')} {torch.get_num_threads()} threads"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _build_info() -> dict[str, Any]:
+    return _native.extension.build_info() if _native.extension else {}
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Return device, versions and date, as every result file states them."""
-    info = _native.extension.build_info() if _native.extension else {}
+    info = _build_info()
     described: dict[str, Any] = {"type": device.type, "name": device_name(device), "slug": slug(device)}
     if device.type == "cpu":
         described |= {"threads": torch.get_num_threads(), "isa": info.get("cpu_isa")}
@@ -86,11 +98,27 @@ def measure_ceilings(device: torch.device, dtypes: Iterable[torch.dtype]) -> Cei
     source = torch.randn(COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     copy = timing.measure({"copy": lambda: target.copy_(source)}, device, CEILING_SECONDS)["copy"].median
-    size = MATMUL_SIZE[device.type]
-    matmul = {}
-    for dtype in dtypes:
+    matmul = {str(dtype).removeprefix("torch."): _matmul_tflops(device, dtype) for dtype in dtypes}
+    return Ceilings(2 * COPY_BYTES[device.type] / copy * 1e-9, matmul)
+
+
+def slow_dtypes(ceilings: Ceilings) -> set[str]:
+    """Return the dtypes that PyTorch multiplies so slowly here that a call takes seconds."""
+    rates = ceilings.matmul_tflops
+    return {dtype for dtype, rate in rates.items() if rate < SLOW_SHARE * rates.get("float32", 0.0)}
+
+
+def _matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    largest = MATMUL_SIZE[device.type]
+    size = min(largest, 256)
+    while True:
         # Random data: zeros draw less power, and a GPU runs faster on them.
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        result = timing.measure({"matmul": functools.partial(torch.mm, a, b)}, device, CEILING_SECONDS)["matmul"]
-        matmul[str(dtype).removeprefix("torch.")] = 2 * size**3 / result.median * 1e-12
-    return Ceilings(2 * COPY_BYTES[device.type] / copy * 1e-9, matmul)
+        call = functools.partial(torch.mm, a, b)
+        call()
+        seconds = timing.measure({"matmul": call}, device, 0.0)["matmul"].median
+        if size == largest or seconds > LONG_MATMUL_SECONDS:
+            break
+        size *= 2
+    result = timing.measure({"matmul": call}, device, CEILING_SECONDS)["matmul"]
+    return 2 * size**3 / result.median * 1e-12

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(picture.caption(described))
     if machine.is_busy(described["load_average"]):
         print(f"other programs are running (load average {described['load_average']:.1f}): expect noise")
-    found = _measure(groups, device, options.preset)
+    found = _measure(groups, device, options)
     record = {
         "schema": result_files.SCHEMA,
         "preset": options.preset,
@@ -111,19 +111,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _measure(groups: Sequence[Group], device: torch.device, preset: str) -> dict[str, Any]:
+def _measure(groups: Sequence[Group], device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     records = []
     with _progress(len(groups) + 1) as (describe, advance):
         describe("copy and matmul rates of this machine")
         ceilings = machine.measure_ceilings(device, dict.fromkeys(group.dtype for group in groups))
         advance()
+        # What was asked for by name is measured, however long it takes.
+        left_out = set() if options.only or options.preset != shapes.QUICK else machine.slow_dtypes(ceilings)
         for group in groups:
 
             def notify(text: str, name: str = group.name) -> None:
                 describe(f"{name}: {text}")
 
-            records.append(race.run(group, SECONDS[preset][group.kind], ceilings, notify))
+            if not (group.flops and group.dtype_name in left_out):
+                records.append(race.run(group, SECONDS[options.preset][group.kind], ceilings, notify))
             advance()
+    for dtype in left_out:
+        print(f"{dtype}: PyTorch has no fast products of it on this device, so that they are in the full preset only")
     return {"ceilings": asdict(ceilings), "groups": records}
 
 

@@ -20,6 +20,9 @@ MIN_ROUNDS, MAX_ROUNDS = 7, 200
 # A call this long brings the caches into its own state by itself.
 LONG_CALL_SECONDS = 0.05
 
+# A call this long varies little, and is timed as often as it fits into the group's time, or once.
+SLOW_CALL_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -40,20 +43,23 @@ def measure(
     Args:
         calls: name -> call; every call has run before, so that nothing is compiled here.
         device: where they run; on a GPU its own clock is read.
-        seconds: about how long this may take; a minimum of rounds runs in any case.
+        seconds: about how long this may take; a minimum of rounds runs in any case, but of slow calls.
         refresh: runs before every sample, untimed.
     """
     clock = _cuda_sample if device.type == "cuda" else _cpu_sample
     estimates = {name: _estimate(call, clock) for name, call in calls.items()}
+    slow = {name for name, time_ in estimates.items() if time_ >= SLOW_CALL_SECONDS}
     inner = {name: min(MAX_INNER, max(1, int(SAMPLE_SECONDS / time_))) for name, time_ in estimates.items()}
     warm = {name: time_ < LONG_CALL_SECONDS for name, time_ in estimates.items()}
-    round_seconds = sum((inner[name] + warm[name]) * time_ for name, time_ in estimates.items())
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / round_seconds)))
+    round_seconds = sum((inner[name] + warm[name]) * estimates[name] for name in calls.keys() - slow)
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / round_seconds))) if round_seconds else 0
+    # The estimate of a slow call is its first turn.
+    turns = {name: int(seconds / estimates[name]) - 1 if name in slow else rounds for name in calls}
+    samples = {name: [estimates[name]] if name in slow else [] for name in calls}
 
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
     shuffle = random.Random(0).shuffle
-    for _ in range(rounds):
+    for turn in range(max(turns.values())):
+        order = [name for name in calls if turn < turns[name]]
         shuffle(order)
         for name in order:
             refresh()
@@ -71,7 +77,8 @@ def _estimate(call: Call, clock: Callable[[Call, int], float]) -> float:
 
 
 def _summarise(values: list[float], inner: int) -> Timing:
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    # Quantiles take two values.
+    lower, median, upper = statistics.quantiles(values * 2 if len(values) == 1 else values, n=4, method="inclusive")
     return Timing(median, lower, upper, len(values), inner)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from mixer_kernels.ops import _native, _registry
 sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import (
+    bench_depthwise_conv2d,
     bench_models,
     bench_spatial_shift,
     machine,
@@ -34,7 +37,7 @@ from benchmarks import (
     shapes,
     timing,
 )
-from benchmarks.contest import OURS, PYTORCH, Arena, Contender, Group
+from benchmarks.contest import OURS, PYTORCH, Arena, Contender, Group, tensors
 from benchmarks.gate import Gate, WrongResultError
 
 CPU = torch.device("cpu")
@@ -118,6 +121,18 @@ def test_spatial_shift_groups(which: str, dtype: torch.dtype) -> None:
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.parametrize("which", ["fwd", "fwd+bwd", "dweight"])
+def test_depthwise_groups(which: str) -> None:
+    group = bench_depthwise_conv2d.make_group("depthwise_conv2d", (2, 6, 9, 7, 5), torch.float32, which, CPU)
+    record = race.run(without_compile(group), 0.0, CEILINGS)
+    # PyTorch's own in channels_last loses more digits than the gate allows.
+    assert [contender["status"] for contender in record["contenders"] if contender["role"] == OURS] == ["ok", "ok"]
+    assert record["best_pytorch"]
+    results = list(tensors(group.exact(*group.make_inputs())))
+    assert len(results) == {"fwd": 1, "fwd+bwd": 4, "dweight": 1}[which]
+    assert results[-1].shape == {"fwd": (2, 6, 9, 7), "fwd+bwd": (6,), "dweight": (6, 1, 5, 5)}[which]
+
+
 def test_in_place_contender_starts_from_fresh_data() -> None:
     group = tiny_group("fwd_")
     arena = Arena(group)
@@ -190,6 +205,37 @@ def test_rounds_are_interleaved() -> None:
         assert {trace[first], trace[second]} == {"a", "b"}
 
 
+def test_slow_calls_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SLOW_CALL_SECONDS", 0.01)
+    called: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        called.append(name)
+        time.sleep(seconds)
+
+    calls = {name: functools.partial(call, name, seconds) for name, seconds in (("quick", 0.0), ("slow", 0.06))}
+    times = timing.measure(calls, CPU, 0.0)
+    assert called.count("slow") == times["slow"].rounds == 1
+    assert times["slow"].lower_quartile == times["slow"].median == times["slow"].upper_quartile >= 0.06
+    assert times["quick"].rounds == timing.MIN_ROUNDS
+
+
+def test_matmul_rate_of_a_slow_dtype_comes_from_a_small_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def mm(a: torch.Tensor, b: torch.Tensor) -> None:
+        sizes.append(len(a))
+        time.sleep(0.002)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(machine, "COPY_BYTES", {"cpu": 4096})
+    monkeypatch.setattr(machine, "CEILING_SECONDS", 0.0)
+    monkeypatch.setattr(machine, "LONG_MATMUL_SECONDS", 0.001)
+    ceilings = machine.measure_ceilings(CPU, [torch.float32])
+    assert set(sizes) == {256}
+    assert 0 < ceilings.matmul_tflops["float32"] <= 2 * 256**3 / 0.002 * 1e-12
+
+
 def test_peak_memory_counts_what_is_alive_together() -> None:
     x = torch.zeros(1000)
     assert memory.peak_bytes(lambda: (x.clone(), x.clone()), CPU) == 8000
@@ -246,6 +292,29 @@ def test_bench_fails_when_ours_is_wrong(
 ) -> None:
     assert tiny_run(tmp_path, Contender("smeared", OURS, lambda x: lambda: smeared(x))) == 1
     assert "smeared wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("asked", "measured"), [([], 0), (["--only", "products"], 2)])
+def test_quick_preset_leaves_out_products_of_slow_dtypes(
+    asked: list[str],
+    measured: int,
+    tiny_run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slow = machine.Ceilings(copy_gbps=10.0, matmul_tflops={"float32": 0.1, "bfloat16": 0.001})
+    monkeypatch.setattr(machine, "measure_ceilings", lambda *_: slow)
+    groups = [
+        tiny_group("fwd", torch.float32),
+        *(dataclasses.replace(tiny_group(which, torch.bfloat16), subject="products", flops=1) for which in PASSES[:2]),
+    ]
+    monkeypatch.setattr(run, "SUITES", (SimpleNamespace(groups=lambda *_: groups),))
+    assert run.main(["--device", "cpu", "--out", str(tmp_path), *asked]) == 0
+    (path,) = tmp_path.glob("*/quick.json")
+    found = result_files.load(path)["groups"]
+    assert [group["dtype"] for group in found].count("bfloat16") == measured
+    assert ("bfloat16: PyTorch has no fast products" in capsys.readouterr().out) == (measured == 0)
 
 
 def test_bench_with_nothing_to_do_says_so(capsys: pytest.CaptureFixture[str]) -> None:
