@@ -27,9 +27,11 @@ def section(root: Path, base: Path) -> str:
         parts += [
             f"**{picture.caption(found)}**",
             f"![Speedups over the best of PyTorch]({image})",
+            "<details><summary>Every figure, and how it was measured</summary>",
             table.as_markdown(found["groups"]),
             f"Preset {found['preset']}. {found['conditions']} Best of PyTorch: the fastest whose result is right. "
             "Ceiling: a copy of as many bytes in the same rounds for ops, a large matmul for models.",
+            "</details>",
         ]
     if len(parts) == 1:
         parts.append("No results are published yet.")
