@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
+OLDEST_VENV := .venv-oldest
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
 BUILD_FILES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 # Two test processes on two cores: threads that wait must not keep the other process from running.
 PYTEST_OPTIONS := -n auto --maxprocesses 4 --dist loadfile
 TEST_ENVIRONMENT := OMP_WAIT_POLICY=passive
 
-.PHONY: bench bench-full test lint format cuda-check package-check gpu-check clean
+.PHONY: bench bench-full test lint format cuda-check oldest-check package-check gpu-check clean
 
 bench: $(VENV)/.built
 	$(BIN)/python -m mixer_kernels bench --preset quick
@@ -38,6 +39,11 @@ cuda-check: $(CUDA_VENV)/.installed
 	$(CUDA_VENV)/bin/python tests/check_cuda_build.py
 	$(TEST_ENVIRONMENT) $(CUDA_VENV)/bin/pytest $(PYTEST_OPTIONS)
 
+# The test-suite with the oldest releases that the package accepts.
+oldest-check: $(OLDEST_VENV)/.installed
+	MIXER_KERNELS_CUDA=0 $(OLDEST_VENV)/bin/pip install --no-deps --force-reinstall .
+	$(TEST_ENVIRONMENT) $(OLDEST_VENV)/bin/pytest $(PYTEST_OPTIONS)
+
 # Every way to install: sdist, wheel, without build isolation.
 package-check: $(VENV)/.built
 	$(BIN)/python tests/check_packaging.py
@@ -60,5 +66,10 @@ $(CUDA_VENV)/.installed: requirements/cuda.txt requirements/tools.txt
 	$(CUDA_VENV)/bin/pip install -r requirements/cuda.txt
 	@touch $@
 
+$(OLDEST_VENV)/.installed: requirements/oldest.txt requirements/tools.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/pip install -r requirements/oldest.txt
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info mixer_kernels/_C*.so $(VENV) $(CUDA_VENV)
+	rm -rf build dist *.egg-info mixer_kernels/_C*.so $(VENV) $(CUDA_VENV) $(OLDEST_VENV)

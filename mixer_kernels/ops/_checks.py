@@ -82,7 +82,8 @@ def check_channel_parameter(
 def autocast(value: torch.Tensor) -> torch.Tensor:
     """Return ``value`` in the dtype of autocast where it is on; float64 stays, as in PyTorch's own ops."""
     device = value.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # Meta tensors have no autocast. Nothing else is asked whether it has: torch.compile of torch 2.11 does not trace that.
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return value
     if value.dtype == torch.float64:
         return value
