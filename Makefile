@@ -66,7 +66,7 @@ $(CUDA_VENV)/.installed: requirements/cuda.txt requirements/tools.txt
 	$(CUDA_VENV)/bin/pip install -r requirements/cuda.txt
 	@touch $@
 
-$(OLDEST_VENV)/.installed: requirements/oldest.txt requirements/tools.txt
+$(OLDEST_VENV)/.installed: requirements/oldest.txt
 	$(PYTHON) -m venv $(OLDEST_VENV)
 	$(OLDEST_VENV)/bin/pip install -r requirements/oldest.txt
 	@touch $@
