@@ -82,7 +82,7 @@ def check_channel_parameter(
 def autocast(value: torch.Tensor) -> torch.Tensor:
     """Return ``value`` in the dtype of autocast where it is on; float64 stays, as in PyTorch's own ops."""
     device = value.device.type
-    # Meta tensors have no autocast. Nothing else is asked whether it has: torch.compile of torch 2.11 does not trace that.
+    # Meta tensors have no autocast; torch.compile of torch 2.11 does not trace the question whether a device has it.
     if device == "meta" or not torch.is_autocast_enabled(device):
         return value
     if value.dtype == torch.float64:
