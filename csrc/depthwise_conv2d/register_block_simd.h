@@ -80,7 +80,6 @@ __attribute__((always_inline)) inline void convolve_block(int64_t taps, const In
     for (int64_t row = tap; row < kBlockRows; row += taps) {
       for (int v = 0; v < kVectors; ++v) prefetch(row, v);
     }
-    add_column<operand_t, kTaps, kVectors>(
-        inputs(tap), input_row, [&](int64_t row) { return weight(tap, row); }, acc);
+    add_column<operand_t, kTaps, kVectors>(inputs(tap), input_row, [&](int64_t row) { return weight(tap, row); }, acc);
   }
 }
