@@ -206,7 +206,7 @@ def test_rounds_are_interleaved() -> None:
 
 
 def test_slow_calls_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SLOW_CALL_SECONDS", 0.01)
+    monkeypatch.setattr(timing, "SLOW_CALL_SECONDS", 0.03)
     called: list[str] = []
 
     def call(name: str, seconds: float) -> None:

@@ -45,8 +45,8 @@ def check_convolution(
     _checks.check_dims(op, "x", x, "(B, C, H, W)")
     if 0 in x.shape[1:]:
         raise ValueError(f"{op}: x must have at least one channel and one pixel, got shape {tuple(x.shape)}")
-    _checks.check_tensor(op, "weight", weight)
-    _checks.check_shape(op, "weight", weight, (x.shape[1], 1, "KH", "KW"))
+    x = _checks.autocast(x)
+    weight = _checks.check_operand(op, "weight", weight, (x.shape[1], 1, "KH", "KW"), x)
     if 0 in weight.shape:
         raise ValueError(f"{op}: weight must have at least one tap, got shape {tuple(weight.shape)}")
     geometry = _geometry(op, weight, stride, padding, dilation)
@@ -55,8 +55,6 @@ def check_convolution(
             f"{op}: x must reach, with its padding, over the kernel, got shape {tuple(x.shape)} with padding "
             f"{geometry.padding} for a kernel {tuple(weight.shape[2:])} with dilation {geometry.dilation}"
         )
-    x, weight = _checks.autocast(x), _checks.autocast(weight)
-    _checks.check_like(op, "weight", weight, x)
     if bias is not None:
         bias = _checks.check_operand(op, "bias", bias, x.shape[1:2], x).contiguous()
     return x, weight.contiguous(), bias, geometry
