@@ -84,6 +84,8 @@ def rates(group: Group, result: timing.Timing) -> dict[str, Any]:
         "rounds": result.rounds,
         "inner": result.inner,
     }
+    if result.launch is not None:
+        found["launch_ms"] = result.launch * 1e3
     if group.moved is not None:
         found["gbps"] = group.moved / result.median * 1e-9
     if group.flops is not None:

@@ -28,7 +28,7 @@ KEYS = {
 CONDITIONS = (
     "Medians of interleaved rounds in random order, fresh random data, each result checked against float64 before "
     "anything is timed. Ops: on a CPU one tensor used again and again; on a GPU inputs rotated beyond its L2 cache. "
-    "Peak memory: of PyTorch's allocator during one call."
+    "On a GPU its own time counts: calls are queued while it sleeps. Peak memory: of PyTorch's allocator during a call."
 )
 
 

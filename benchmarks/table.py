@@ -49,16 +49,17 @@ def as_markdown(groups: Sequence[dict[str, Any]]) -> str:
 
 
 def details(groups: Sequence[dict[str, Any]]) -> str:
-    """Return the time and peak memory of every contender, group by group."""
+    """Return the time and peak memory of every contender, group by group; on a GPU also the time to launch it."""
     lines = []
     for group in groups:
         lines.append(label(group))
         for record in group["contenders"]:
             if "median_ms" in record:
                 lower, upper = record["quartiles_ms"]
+                launch = f"{record['launch_ms']:9.4g} ms to launch" if "launch_ms" in record else ""
                 lines.append(
                     f"  {record['name']:<40}{record['median_ms']:9.4g} ms  ({lower:.4g} to {upper:.4g})"
-                    f"{record['peak_bytes'] / 2**20:10.1f} MiB"
+                    f"{record['peak_bytes'] / 2**20:10.1f} MiB{launch}"
                 )
     return "\n".join(lines)
 
