@@ -6,26 +6,26 @@ from mixer_kernels.ops._triton_jit import jit, tl
 
 
 @jit
-def activate(z, ACTIVATION: tl.constexpr):
-    """Return the activation of ``z``, float32."""
+def activate(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
+    """Return the activation of ``z``, float32; it will be rounded to DTYPE."""
     if ACTIVATION == 1:
         # Written so that NaN passes.
         z = tl.where(z <= 0.0, 0.0, z)
     elif ACTIVATION == 2:
-        z *= _normal_cdf(z)
+        z *= _normal_cdf(z, DTYPE)
     elif ACTIVATION == 3:
         z *= tl.sigmoid(_twice_u(z))
     return z
 
 
 @jit
-def activate_with_derivative(z, ACTIVATION: tl.constexpr):
-    """Return the activation of ``z``, float32, and its derivative there."""
+def activate_with_derivative(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
+    """Return the activation of ``z``, float32, and its derivative there; both will be rounded to DTYPE."""
     if ACTIVATION == 1:
         h = tl.where(z <= 0.0, 0.0, z)
         derivative = tl.where(z <= 0.0, 0.0, 1.0)
     elif ACTIVATION == 2:
-        cdf = _normal_cdf(z)
+        cdf = _normal_cdf(z, DTYPE)
         h = z * cdf
         # 1 / sqrt(2 pi)
         derivative = cdf + z * (0.3989422804014327 * tl.exp(-0.5 * z * z))
@@ -46,8 +46,24 @@ def activate_with_derivative(z, ACTIVATION: tl.constexpr):
 
 
 @jit
-def _normal_cdf(z):
-    return 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+def _normal_cdf(z, DTYPE: tl.constexpr):
+    if DTYPE.primitive_bitwidth < 32:
+        # An odd polynomial that reaches 0 and 1 at the bounds, within 5e-5: well below what float16 and bfloat16
+        # resolve, and in less than half of the instructions. GELU takes more of them than the products do.
+        z = tl.minimum(tl.maximum(z, -4.25), 4.25)
+        square = z * z
+        odd = 4.586955e-11 * square - 4.539121e-09
+        odd = odd * square + 1.9914127e-07
+        odd = odd * square - 5.1522256e-06
+        odd = odd * square + 8.8491215e-05
+        odd = odd * square - 1.0788275e-03
+        odd = odd * square + 9.7171878e-03
+        odd = odd * square - 6.6186905e-02
+        odd = odd * square + 3.9881745e-01
+        cdf = 0.5 + z * odd
+    else:
+        cdf = 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+    return cdf
 
 
 @jit

@@ -31,7 +31,8 @@ def compile_cases(calls: Iterable[Call], sizes: Sequence[str] = SIZES) -> Iterat
                 continue
             seen.add(key)
             arithmetic = arguments.get("PRECISION")
-            matrix = arithmetic == "tf32" or (arithmetic and arguments["x_ptr"].dtype != torch.float32)
+            first = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
+            matrix = arithmetic == "tf32" or (arithmetic and first.dtype != torch.float32)
             full_name = f"{kernel.fn.__name__} {len(seen)}, {name}" + ", tf32" * (precision == "tf32")
             yield full_name, kernel, arguments, {"matrix"} if matrix else set()
 

@@ -20,21 +20,6 @@ def run(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
         kernel[(programs,)](**arguments)
 
 
-class Norm(NamedTuple):
-    """What it takes to normalise an input on its way into a product."""
-
-    mean: torch.Tensor | None
-    rstd: torch.Tensor | None
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
-
-
-def norm_arguments(norm: Norm | None) -> dict[str, torch.Tensor | None]:
-    """Return the arguments of a kernel that normalises; None stands for an input that is taken as it is."""
-    mean, rstd, weight, bias = norm or (None, None, None, None)
-    return {"mean_ptr": mean, "rstd_ptr": rstd, "norm_weight_ptr": weight, "norm_bias_ptr": bias}
-
-
 class Sums:
     """Workspaces that one kernel adds up at the end, all of them in one launch."""
 
@@ -71,19 +56,26 @@ class Sums:
         launch(_triton_linear.sum_kernel, programs, arguments)
 
 
+class Factor(NamedTuple):
+    """What an input is scaled and shifted by on its way into a product, and the number that the sums are multiplied by.
+
+    Two values for each channel, and one.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+    unit: torch.Tensor
+
+
 def weight_gradient(
     launch: Launch,
     constants: dict[str, Any],
     dy: torch.Tensor,
     x: torch.Tensor,
-    norm: Norm | None,
-    unit: torch.Tensor | None = None,
+    factor: Factor | None = None,
     transposed: bool = False,
 ) -> torch.Tensor:
-    """Return ``dy @ x.T`` summed over images, or its transpose, in parts: their number is the first dimension.
-
-    With a unit, one number, x is scaled and shifted by what ``norm`` holds, and the sums are multiplied by the unit.
-    """
+    """Return ``dy @ x.T`` summed over images, or its transpose, in parts: their number is the first dimension."""
     batch, tokens, channels = x.shape
     hidden = dy.size(1)
     programs = cdiv(hidden, constants["WIDE"]) * cdiv(tokens, constants["ROWS"])
@@ -93,8 +85,9 @@ def weight_gradient(
     arguments = {
         "dy_ptr": dy,
         "x_ptr": x,
-        **norm_arguments(norm),
-        "unit_ptr": unit,
+        "scale_ptr": factor and factor.scale,
+        "shift_ptr": factor and factor.shift,
+        "unit_ptr": factor and factor.unit,
         "partial_ptr": partial,
         "hidden": hidden,
         "tokens": tokens,

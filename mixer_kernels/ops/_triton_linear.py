@@ -54,17 +54,6 @@ def load_rows(x_ptr, r, rows, stride_x_r, c, channels):
 
 
 @jit
-def load_normalized(x_ptr, mean_ptr, rstd_ptr, scale, shift, s, tokens, stride_x_s, c, channels):
-    """Return the tokens ``s`` of one image, normalised and rounded to the dtype of x, finite outside.  # [s, c]."""
-    x = load_rows(x_ptr, s, tokens, stride_x_s, c, channels).to(tl.float32)
-    mean = tl.load(mean_ptr + s, mask=s < tokens, other=0.0)
-    rstd = tl.load(rstd_ptr + s, mask=s < tokens, other=0.0)
-    # Outside it is the shift, or zero beyond the channels: the weight is zero there, or nobody reads the result.
-    n = (x - mean[:, None]) * rstd[:, None] * scale[None, :] + shift[None, :]
-    return n.to(x_ptr.dtype.element_ty)
-
-
-@jit
 def zeros(WIDE: tl.constexpr, STRIPS: tl.constexpr):
     """Return an accumulator, a tuple of tiles.  # [WIDE, strip] each."""
     sums = ()
@@ -79,6 +68,18 @@ def _zero_strip(WIDE: tl.constexpr, STRIP: tl.constexpr):
 
 
 @jit
+def add_dot(a, b, sums, PRECISION: tl.constexpr):
+    """Return ``sums`` plus the product of ``a`` and ``b``."""
+    if (a.dtype == tl.float32) & (PRECISION == "ieee"):
+        # This product first, then the sums: the longer a plain sum, the larger its error. The limit, which means
+        # nothing in float32, keeps the compiler from making it one long sum again.
+        sums += tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=16)
+    else:
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+    return sums
+
+
+@jit
 def add_product(
     sums, a, weight_ptr, row, k, stride_weight_r, stride_weight_k, STRIPS: tl.constexpr, PRECISION: tl.constexpr
 ):
@@ -90,7 +91,7 @@ def add_product(
     for i in tl.static_range(len(STRIPS)):
         r = row + tl.arange(0, STRIPS[i])
         weight = tl.load(weight_ptr + r[:, None] * stride_weight_r + k[None, :] * stride_weight_k)
-        new += (tl.dot(a, weight.trans(), sums[i], input_precision=PRECISION),)
+        new += (add_dot(a, weight.trans(), sums[i], PRECISION),)
         row += STRIPS[i]
     return new
 
@@ -110,53 +111,6 @@ def product(
 
 
 @jit(do_not_specialize=SIZES)
-def normalized_linear_kernel(
-    x_ptr,
-    mean_ptr,
-    rstd_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    rows,
-    depth,
-    channels,
-    stride_x_b,
-    stride_x_k,
-    stride_weight_r,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """Each program computes ROWS rows of WIDE channels of one image: activation(weight @ LayerNorm(x) + bias)."""
-    # Neighbouring programs share their part of x.
-    row_tiles = tl.cdiv(rows, ROWS)
-    c_tiles = tl.cdiv(channels, WIDE)
-    program = tl.program_id(0)
-    r = (program % row_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = program // row_tiles % c_tiles * WIDE + tl.arange(0, WIDE)
-    image = (program // row_tiles // c_tiles).to(tl.int64)
-
-    x_ptr += image * stride_x_b
-    mean_ptr += image * depth
-    rstd_ptr += image * depth
-    scale, shift = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels)
-    y = tl.zeros((ROWS, WIDE), tl.float32)
-    for start in range(0, depth, DEPTH):
-        k = start + tl.arange(0, DEPTH)
-        n = load_normalized(x_ptr, mean_ptr, rstd_ptr, scale, shift, k, depth, stride_x_k, c, channels)
-        weight = tl.load(weight_ptr + r[:, None] * stride_weight_r + k[None, :])
-        y = tl.dot(weight, n, y, input_precision=PRECISION)
-
-    if bias_ptr is not None:
-        y += tl.load(bias_ptr + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
-    store_rows(y_ptr + image * rows * channels, activate(y, ACTIVATION), r, rows, c, channels)
-
-
-@jit(do_not_specialize=SIZES)
 def token_linear_kernel(
     x_ptr,
     weight_ptr,
@@ -172,13 +126,14 @@ def token_linear_kernel(
     stride_weight_k,
     stride_residual_b,
     stride_residual_r,
+    ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     STRIPS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Each program computes ROWS rows of WIDE channels of one image: residual + weight @ x + bias."""
+    """Each program computes ROWS rows of WIDE channels of one image: residual + activation(weight @ x + bias)."""
     # Neighbouring programs share their part of x.
     row_tiles = tl.cdiv(rows, ROWS)
     c_tiles = tl.cdiv(channels, WIDE)
@@ -199,6 +154,7 @@ def token_linear_kernel(
         y = sums[i].trans()  # [strip, WIDE]
         if bias_ptr is not None:
             y += tl.load(bias_ptr + r, mask=r < rows, other=0.0).to(tl.float32)[:, None]
+        y = activate(y, ACTIVATION, y_ptr.dtype.element_ty)
         if residual_ptr is not None:
             y += load_rows(residual_ptr + image * stride_residual_b, r, rows, stride_residual_r, c, channels)
         store_rows(y_ptr, y, r, rows, c, channels)
@@ -217,10 +173,8 @@ def store_rows(y_ptr, y, r, rows, c, channels):
 def weight_gradient_kernel(
     dy_ptr,
     x_ptr,
-    mean_ptr,
-    rstd_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
+    scale_ptr,
+    shift_ptr,
     unit_ptr,
     partial_ptr,
     hidden,
@@ -242,8 +196,8 @@ def weight_gradient_kernel(
 ):
     """Each program sums dy @ x.T over a part of the batch, for WIDE rows of dy and ROWS of x.
 
-    A part is a run of ``chunks_of_split`` chunks, each DEPTH channels of an image. On its way into the product, x is
-    normalised if there are statistics, and scaled and shifted if there is a unit, by which the sums are multiplied.
+    A part is a run of ``chunks_of_split`` chunks, each DEPTH channels of an image. With a unit, by which the sums are
+    multiplied, x is scaled and shifted on its way into the product.
     """
     d_tiles = tl.cdiv(hidden, WIDE)
     s_tiles = tl.cdiv(tokens, ROWS)
@@ -259,22 +213,15 @@ def weight_gradient_kernel(
         image = tl.cast(chunk // c_tiles, tl.int64)
         c = chunk % c_tiles * DEPTH + tl.arange(0, DEPTH)
         dy = load_rows(dy_ptr + image * stride_dy_b, d, hidden, stride_dy_d, c, channels)  # [WIDE, DEPTH]
-        scale, shift = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels)
+        scale, shift = load_affine(scale_ptr, shift_ptr, c, channels)
         new = ()
         start = row
         for i in tl.static_range(len(STRIPS)):
             s = start + tl.arange(0, STRIPS[i])
-            image_ptr = x_ptr + image * stride_x_b
-            if mean_ptr is not None:
-                mean_of_image, rstd_of_image = mean_ptr + image * tokens, rstd_ptr + image * tokens
-                x = load_normalized(
-                    image_ptr, mean_of_image, rstd_of_image, scale, shift, s, tokens, stride_x_s, c, channels
-                )
-            else:
-                x = load_rows(image_ptr, s, tokens, stride_x_s, c, channels)
-                if unit_ptr is not None:
-                    x = (x.to(tl.float32) * scale[None, :] + shift[None, :]).to(x.dtype)
-            new += (tl.dot(dy, x.trans(), sums[i], input_precision=PRECISION),)
+            x = load_rows(x_ptr + image * stride_x_b, s, tokens, stride_x_s, c, channels)
+            if unit_ptr is not None:
+                x = (x.to(tl.float32) * scale[None, :] + shift[None, :]).to(x.dtype)
+            new += (add_dot(dy, x.trans(), sums[i], PRECISION),)
             start += STRIPS[i]
         sums = new
 
@@ -292,13 +239,14 @@ def weight_gradient_kernel(
 @jit
 def sum_rows(partial_ptr, count, stride, column, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Return the sums of ``count`` rows of a workspace, ROWS at a time and always in the same order."""
-    total = tl.zeros((COLUMNS,), tl.float32)
+    # In float64, for the rows are large sums; the kernel waits for memory anyway.
+    total = tl.zeros((COLUMNS,), tl.float64)
     for start in range(0, count, ROWS):
         r = start + tl.arange(0, ROWS)
         inside = (r < count)[:, None] & (column < width)[None, :]
         offsets = r.to(tl.int64)[:, None] * stride + column[None, :]
-        total += tl.sum(tl.load(partial_ptr + offsets, mask=inside, other=0.0), axis=0)
-    return total
+        total += tl.sum(tl.load(partial_ptr + offsets, mask=inside, other=0.0).to(tl.float64), axis=0)
+    return total.to(tl.float32)
 
 
 @jit

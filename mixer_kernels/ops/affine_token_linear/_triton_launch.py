@@ -11,7 +11,7 @@ import torch
 
 from mixer_kernels.ops import _triton_linear
 from mixer_kernels.ops._tokens import Optional
-from mixer_kernels.ops._triton_launch import Launch, Norm, Sums, cdiv, channels_together, weight_gradient
+from mixer_kernels.ops._triton_launch import Factor, Launch, Sums, cdiv, channels_together, weight_gradient
 from mixer_kernels.ops._triton_tiles import in_strips, round_up
 from mixer_kernels.ops.affine_token_linear import _triton_kernels as kernels
 from mixer_kernels.ops.affine_token_linear import _triton_tiles as tiles
@@ -109,8 +109,8 @@ def backward(
     dalpha, dbeta, dlayer_scale = _channel_gradients(launch, partial_channels, x, parameters)
     sums = Sums(x)
     to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens)
-    factor = Norm(None, None, folded.factor_scale, folded.factor_shift)
-    dweight = sums.add(weight_gradient(launch, to_weight, dy, x, factor, folded.unit), parameters.weight)
+    factor = Factor(folded.factor_scale, folded.factor_shift, folded.unit)
+    dweight = sums.add(weight_gradient(launch, to_weight, dy, x, factor), parameters.weight)
     dbias = sums.add(partial_tokens, parameters.bias)
     sums.run(launch)
     return dx, dalpha, dbeta, dweight, dbias, dlayer_scale

@@ -6,9 +6,9 @@ from mixer_kernels.ops._triton_activation import activate, activate_with_derivat
 from mixer_kernels.ops._triton_jit import jit, tl
 from mixer_kernels.ops._triton_linear import (
     SIZES,
+    add_dot,
     add_product,
     load_affine,
-    load_normalized,
     load_rows,
     pad_weights,
     store_rows,
@@ -19,8 +19,11 @@ from mixer_kernels.ops._triton_linear import (
 @jit(do_not_specialize=SIZES)
 def prepare_kernel(
     x_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
     mean_ptr,
     rstd_ptr,
+    n_ptr,
     weights,
     padded,
     heights,
@@ -37,36 +40,73 @@ def prepare_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_PAD: tl.constexpr,
 ):
-    """Each program takes the statistics of BLOCK_ROWS tokens, or beyond the last of these pads a part of a weight."""
+    """Each program normalises BLOCK_ROWS tokens, or beyond the last of these pads a part of a weight.
+
+    With ``eps`` it computes their statistics, without it takes those that are there. The normalised tokens are wanted
+    if there is room for them.
+    """
     program = tl.program_id(0)
     s_tiles = tl.cdiv(tokens, BLOCK_ROWS)
     if program < images * s_tiles:
         image = (program // s_tiles).to(tl.int64)
         s = program % s_tiles * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        x_ptrs = x_ptr + image * stride_x_b + (s.to(tl.int64) * stride_x_s)[:, None]
-        # Relative to the first channel, so that a large mean takes no digits from the differences between channels.
-        origin = tl.load(x_ptrs, mask=(s < tokens)[:, None], other=0.0).to(tl.float32)
-        mean = tl.zeros((BLOCK_ROWS,), tl.float32)
-        squares = tl.zeros((BLOCK_ROWS,), tl.float32)
-        for start in range(0, channels, BLOCK_C):
-            c = start + tl.arange(0, BLOCK_C)
-            inside = (s < tokens)[:, None] & (c < channels)[None, :]
-            x = tl.load(x_ptrs + c[None, :], mask=inside, other=0.0).to(tl.float32)
-            x = tl.where(inside, x - origin, 0.0)
-            # Squares of differences, block by block, joined as Chan, Golub and LeVeque do: no cancellation.
-            count = tl.minimum(channels - start, BLOCK_C).to(tl.float32)
-            block_mean = tl.sum(x, axis=1) / count
-            difference = tl.where(inside, x - block_mean[:, None], 0.0)
-            step = block_mean - mean
-            share = count / (start + count)
-            squares += tl.sum(difference * difference, axis=1) + step * step * share * start
-            mean += step * share
-        mean += tl.reshape(origin, (BLOCK_ROWS,))
-        tl.store(mean_ptr + image * tokens + s, mean, mask=s < tokens)
-        tl.store(rstd_ptr + image * tokens + s, 1.0 / tl.sqrt_rn(squares / channels + eps), mask=s < tokens)
+        x_ptr += image * stride_x_b
+        mean_ptr += image * tokens
+        rstd_ptr += image * tokens
+        if eps is not None:
+            mean, rstd = statistics(x_ptr, s, tokens, stride_x_s, channels, eps, BLOCK_ROWS, BLOCK_C)
+            tl.store(mean_ptr + s, mean, mask=s < tokens)
+            tl.store(rstd_ptr + s, rstd, mask=s < tokens)
+        else:
+            mean = tl.load(mean_ptr + s, mask=s < tokens, other=0.0)
+            rstd = tl.load(rstd_ptr + s, mask=s < tokens, other=0.0)
+        if n_ptr is not None:
+            for start in range(0, channels, BLOCK_C):
+                c = start + tl.arange(0, BLOCK_C)
+                scale, shift = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels)
+                x = load_rows(x_ptr, s, tokens, stride_x_s, c, channels).to(tl.float32)
+                n = (x - mean[:, None]) * rstd[:, None] * scale[None, :] + shift[None, :]
+                store_rows(n_ptr + image * tokens * channels, n, s, tokens, c, channels)
     else:
         program -= images * s_tiles
         pad_weights(program, weights, padded, heights, widths, padded_sizes, padded_widths, BLOCK_PAD)
+
+
+@jit
+def statistics(
+    x_ptr, s, tokens, stride_x_s, channels, eps, BLOCK_ROWS: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """Return mean and rstd of the tokens ``s`` of one image."""
+    x_ptrs = x_ptr + (s.to(tl.int64) * stride_x_s)[:, None]
+    # Relative to the first channel, so that a large mean takes no digits from the differences between channels.
+    origin = tl.load(x_ptrs, mask=(s < tokens)[:, None], other=0.0).to(tl.float32)
+    mean = tl.zeros((BLOCK_ROWS,), tl.float32)
+    squares = tl.zeros((BLOCK_ROWS,), tl.float32)
+    for start in range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        inside = (s < tokens)[:, None] & (c < channels)[None, :]
+        x = tl.load(x_ptrs + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        x = tl.where(inside, x - origin, 0.0)
+        # Squares of differences, block by block, joined as Chan, Golub and LeVeque do: no cancellation.
+        count = tl.minimum(channels - start, BLOCK_C).to(tl.float32)
+        block_mean = tl.sum(x, axis=1) / count
+        difference = tl.where(inside, x - block_mean[:, None], 0.0)
+        step = block_mean - mean
+        share = count / (start + count)
+        squares += tl.sum(difference * difference, axis=1) + step * step * share * start
+        mean += step * share
+    return mean + tl.reshape(origin, (BLOCK_ROWS,)), 1.0 / tl.sqrt_rn(squares / channels + eps)
+
+
+@jit
+def load_normalized(x_ptr, mean_ptr, rstd_ptr, scale, shift, s, tokens, stride_x_s, c, channels):
+    """Return the tokens ``s`` of one image, normalised and rounded to the dtype of x, finite outside.  # [s, c]."""
+    x = load_rows(x_ptr, s, tokens, stride_x_s, c, channels).to(tl.float32)
+    mean = tl.load(mean_ptr + s, mask=s < tokens, other=0.0)
+    rstd = tl.load(rstd_ptr + s, mask=s < tokens, other=0.0)
+    # Outside it is the shift, or zero beyond the channels: the weight is zero there, or nobody reads the result.
+    n = (x - mean[:, None]) * rstd[:, None] * scale[None, :] + shift[None, :]
+    return n.to(x_ptr.dtype.element_ty)
 
 
 @jit(do_not_specialize=SIZES)
@@ -126,7 +166,7 @@ def token_mixing_kernel(
             start += STRIPS[i]
         if bias1_ptr is not None:
             z += tl.load(bias1_ptr + d, mask=d < hidden, other=0.0).to(tl.float32)[None, :]
-        h = activate(z, ACTIVATION).to(x_ptr.dtype.element_ty)
+        h = activate(z, ACTIVATION, x_ptr.dtype.element_ty).to(x_ptr.dtype.element_ty)
         sums = add_product(sums, h, weight2_ptr, 0, d, stride_weight2_s, 1, STRIPS, PRECISION)
 
     y_ptr += image * tokens * channels
@@ -147,11 +187,7 @@ def token_mixing_kernel(
 @jit(do_not_specialize=SIZES)
 def hidden_bwd_kernel(
     dy_ptr,
-    x_ptr,
-    mean_ptr,
-    rstd_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
+    n_ptr,
     weight1_ptr,
     bias1_ptr,
     weight2_ptr,
@@ -163,8 +199,6 @@ def hidden_bwd_kernel(
     channels,
     stride_dy_b,
     stride_dy_r,
-    stride_x_b,
-    stride_x_s,
     stride_weight1_d,
     stride_weight2_s,
     ACTIVATION: tl.constexpr,
@@ -186,21 +220,18 @@ def hidden_bwd_kernel(
     c = (c_tile % c_tiles).to(tl.int32) * WIDE + tl.arange(0, WIDE)
     image = c_tile // c_tiles
 
-    x_ptr += image * stride_x_b
+    n_ptr += image * tokens * channels
     dy_ptr += image * stride_dy_b
-    mean_ptr += image * tokens
-    rstd_ptr += image * tokens
-    scale, shift = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels)
 
     z = tl.zeros((ROWS, WIDE), tl.float32)
     for start in range(0, tokens, DEPTH):
         s = start + tl.arange(0, DEPTH)
-        n = load_normalized(x_ptr, mean_ptr, rstd_ptr, scale, shift, s, tokens, stride_x_s, c, channels)
+        n = load_rows(n_ptr, s, tokens, channels, c, channels)
         weight = tl.load(weight1_ptr + d[:, None] * stride_weight1_d + s[None, :])
-        z = tl.dot(weight, n, z, input_precision=PRECISION)
+        z = add_dot(weight, n, z, PRECISION)
     if bias1_ptr is not None:
         z += tl.load(bias1_ptr + d, mask=d < hidden, other=0.0).to(tl.float32)[:, None]
-    h, dz = activate_with_derivative(z, ACTIVATION)
+    h, dz = activate_with_derivative(z, ACTIVATION, n_ptr.dtype.element_ty)
 
     if weight2_ptr is not None:
         store_rows(h_ptr + image * hidden * channels, h, d, hidden, c, channels)
@@ -209,7 +240,7 @@ def hidden_bwd_kernel(
             s = start + tl.arange(0, DEPTH)
             dy = load_rows(dy_ptr, s, tokens, stride_dy_r, c, channels)
             weight = tl.load(weight2_ptr + s.to(tl.int64)[None, :] * stride_weight2_s + d[:, None])
-            dh = tl.dot(weight, dy, dh, input_precision=PRECISION)
+            dh = add_dot(weight, dy, dh, PRECISION)
         dz *= dh
     else:
         dz *= load_rows(dy_ptr, d, hidden, stride_dy_r, c, channels)

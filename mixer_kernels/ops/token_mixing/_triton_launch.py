@@ -6,23 +6,39 @@ Every function takes ``launch``, which runs a kernel or, for compilation without
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mixer_kernels.ops import _triton_linear
-from mixer_kernels.ops._triton_launch import (
-    Launch,
-    Norm,
-    Sums,
-    cdiv,
-    channels_together,
-    norm_arguments,
-    weight_gradient,
-)
+from mixer_kernels.ops._triton_launch import Launch, Sums, cdiv, channels_together, weight_gradient
 from mixer_kernels.ops._triton_tiles import block, in_strips, round_up
 from mixer_kernels.ops.token_mixing import _triton_kernels as kernels
 from mixer_kernels.ops.token_mixing import _triton_tiles as tiles
+
+
+class Norm(NamedTuple):
+    """What it takes to normalise an input: two numbers for each token, up to two for each channel."""
+
+    mean: torch.Tensor
+    rstd: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> Norm:
+        """Return one whose statistics are still to be computed."""
+        mean = x.new_empty(x.shape[:2], dtype=torch.float32)
+        return cls(mean, torch.empty_like(mean), weight, bias)
+
+    def arguments(self) -> dict[str, torch.Tensor | None]:
+        """Return the arguments of a kernel that normalises."""
+        return {
+            "mean_ptr": self.mean,
+            "rstd_ptr": self.rstd,
+            "norm_weight_ptr": self.weight,
+            "norm_bias_ptr": self.bias,
+        }
 
 
 def linear_forward(
@@ -37,12 +53,12 @@ def linear_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, mean and rstd of ``layer_norm_token_linear``."""
     x = channels_together(x)
-    product = block(tiles.TILES, "normalized_linear", x)
-    shape = round_up(len(weight), product["ROWS"]), round_up(x.size(1), product["DEPTH"])
-    mean, rstd, (padded,) = _prepare(launch, x, eps, [(weight, shape)])
-    norm = Norm(mean, rstd, norm_weight, norm_bias)
-    y = _normalized_linear(launch, product, x, norm, padded, len(weight), bias, activation)
-    return y, mean, rstd
+    hidden, tokens = weight.shape
+    norm, n = Norm.of(x, norm_weight, norm_bias), x.new_empty(x.shape)
+    product = in_strips(tiles.TILES, "token_linear", x, hidden)
+    shape = round_up(hidden, product["ROWS"]), round_up(tokens, product["DEPTH"])
+    (padded,) = _prepare(launch, x, norm, eps, n, [(weight, shape)])
+    return _token_linear(launch, product, n, padded, hidden, bias, activation), norm.mean, norm.rstd
 
 
 def mixing_forward(
@@ -59,26 +75,24 @@ def mixing_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, mean and rstd of ``token_mixing``."""
     x = channels_together(x)
-    _, tokens, _ = x.shape
-    hidden = len(weight1)
+    hidden, tokens = weight1.shape
+    norm = Norm.of(x, norm_weight, norm_bias)
 
     fused = tiles.fused(x)
     if fused is not None:
         height, width = round_up(hidden, fused["DEPTH"]), fused["ROWS"]
-        weights = [(weight1, (height, width)), (weight2, (width, height))]
-        mean, rstd, (padded1, padded2) = _prepare(launch, x, eps, weights)
-        norm = Norm(mean, rstd, norm_weight, norm_bias)
-        return _token_mixing(launch, fused, x, norm, padded1, bias1, padded2, bias2, hidden, activation), mean, rstd
+        padded = _prepare(launch, x, norm, eps, None, [(weight1, (height, width)), (weight2, (width, height))])
+        y = _token_mixing(launch, fused, x, norm, padded[0], bias1, padded[1], bias2, hidden, activation)
+        return y, norm.mean, norm.rstd
 
-    to_hidden = block(tiles.TILES, "normalized_linear", x)
+    n = x.new_empty(x.shape)
+    to_hidden = in_strips(tiles.TILES, "token_linear", x, hidden)
     to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
     shape1 = round_up(hidden, to_hidden["ROWS"]), round_up(tokens, to_hidden["DEPTH"])
     shape2 = round_up(tokens, to_tokens["ROWS"]), round_up(hidden, to_tokens["DEPTH"])
-    mean, rstd, (padded1, padded2) = _prepare(launch, x, eps, [(weight1, shape1), (weight2, shape2)])
-    norm = Norm(mean, rstd, norm_weight, norm_bias)
-    h = _normalized_linear(launch, to_hidden, x, norm, padded1, hidden, bias1, activation)
-    y = _token_linear(launch, to_tokens, h, padded2, tokens, bias2, x)
-    return y, mean, rstd
+    padded1, padded2 = _prepare(launch, x, norm, eps, n, [(weight1, shape1), (weight2, shape2)])
+    h = _token_linear(launch, to_hidden, n, padded1, hidden, bias1, activation)
+    return _token_linear(launch, to_tokens, h, padded2, tokens, bias2, residual=x), norm.mean, norm.rstd
 
 
 def linear_backward(
@@ -99,16 +113,17 @@ def linear_backward(
     to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
     to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens)
     shape = _padded_both_ways(to_hidden, hidden, to_tokens, tokens)
-    _, _, (padded,) = _prepare(launch, x, None, [(weight, shape)])
+    n = x.new_empty(x.shape)
+    (padded,) = _prepare(launch, x, norm, None, n, [(weight, shape)])
     if activation == 0:
         dz = dy
         dbias = dy.sum((0, 2)) if bias is not None else x.new_empty(0)
     else:
-        dz, partial = _hidden_bwd(launch, to_hidden, dy, x, norm, padded, bias, None, None, hidden, activation)
+        dz, partial = _hidden_bwd(launch, to_hidden, dy, n, padded, bias, None, None, hidden, activation)
         dbias = sums.add(partial, bias)
-    dn = _token_linear(launch, to_tokens, dz, padded.t(), tokens, None, None)
+    dn = _token_linear(launch, to_tokens, dz, padded.t(), tokens)
     dx, dnorm_weight, dnorm_bias = _layer_norm_bwd(launch, sums, dn, x, norm, None, None)
-    dweight = sums.add(weight_gradient(launch, to_weight, dz, x, norm), weight)
+    dweight = sums.add(weight_gradient(launch, to_weight, dz, n), weight)
     sums.run(launch)
     return dx, dnorm_weight, dnorm_bias, dweight, dbias
 
@@ -133,51 +148,54 @@ def mixing_backward(
     to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
     to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens)
     height, width = _padded_both_ways(to_hidden, hidden, to_tokens, tokens)
-    _, _, (padded1, padded2) = _prepare(launch, x, None, [(weight1, (height, width)), (weight2, (width, height))])
+    n = x.new_empty(x.shape)
+    padded1, padded2 = _prepare(launch, x, norm, None, n, [(weight1, (height, width)), (weight2, (width, height))])
     h = x.new_empty((x.size(0), hidden, x.size(2)))
-    dz, partial = _hidden_bwd(launch, to_hidden, dy, x, norm, padded1, bias1, padded2, h, hidden, activation)
+    dz, partial = _hidden_bwd(launch, to_hidden, dy, n, padded1, bias1, padded2, h, hidden, activation)
     dbias1 = sums.add(partial, bias1)
-    dn = _token_linear(launch, to_tokens, dz, padded1.t(), tokens, None, None)
+    dn = _token_linear(launch, to_tokens, dz, padded1.t(), tokens)
     dy_sums = x.new_empty(x.shape[:2], dtype=torch.float32)
     dx, dnorm_weight, dnorm_bias = _layer_norm_bwd(launch, sums, dn, x, norm, dy, dy_sums)
     dbias2 = sums.add(dy_sums, bias2)
-    dweight1 = sums.add(weight_gradient(launch, to_weight, dz, x, norm), weight1)
-    dweight2 = sums.add(weight_gradient(launch, to_weight, h, dy, None, transposed=True), weight2)
+    dweight1 = sums.add(weight_gradient(launch, to_weight, dz, n), weight1)
+    dweight2 = sums.add(weight_gradient(launch, to_weight, h, dy, transposed=True), weight2)
     sums.run(launch)
     return dx, dnorm_weight, dnorm_bias, dweight1, dbias1, dweight2, dbias2
 
 
 def _prepare(
-    launch: Launch, x: torch.Tensor, eps: float | None, weights: Sequence[tuple[torch.Tensor, tuple[int, int]]]
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Return mean and rstd of each token, not filled in if ``eps`` is None, and the weights padded to these shapes."""
+    launch: Launch,
+    x: torch.Tensor,
+    norm: Norm,
+    eps: float | None,
+    n: torch.Tensor | None,
+    weights: Sequence[tuple[torch.Tensor, tuple[int, int]]],
+) -> list[torch.Tensor]:
+    """Fill in the statistics if there is an ``eps``, and ``n``, the normalised tokens; return the padded weights."""
     batch, tokens, channels = x.shape
-    mean = x.new_empty((batch, tokens), dtype=torch.float32)
-    rstd = torch.empty_like(mean)
     padded = [weight.new_empty(shape) for weight, shape in weights]
-    images = batch if eps is not None else 0
     arguments = {
         "x_ptr": x,
-        "mean_ptr": mean,
-        "rstd_ptr": rstd,
+        **norm.arguments(),
+        "n_ptr": n,
         "weights": tuple(weight for weight, _ in weights),
         "padded": tuple(padded),
         "heights": tuple(weight.size(0) for weight, _ in weights),
         "widths": tuple(weight.size(1) for weight, _ in weights),
         "padded_sizes": tuple(weight.numel() for weight in padded),
         "padded_widths": tuple(weight.size(1) for weight in padded),
-        "images": images,
+        "images": batch,
         "tokens": tokens,
         "channels": channels,
         "stride_x_b": x.stride(0),
         "stride_x_s": x.stride(1),
-        "eps": eps or 0.0,
+        "eps": eps,
         **tiles.PREPARE,
     }
-    programs = images * cdiv(tokens, tiles.PREPARE["BLOCK_ROWS"])
+    programs = batch * cdiv(tokens, tiles.PREPARE["BLOCK_ROWS"])
     programs += sum(cdiv(weight.numel(), tiles.PREPARE["BLOCK_PAD"]) for weight in padded)
     launch(kernels.prepare_kernel, programs, arguments)
-    return mean, rstd, padded
+    return padded
 
 
 def _token_mixing(
@@ -197,7 +215,7 @@ def _token_mixing(
     y = x.new_empty(x.shape)
     arguments = {
         "x_ptr": x,
-        **norm_arguments(norm),
+        **norm.arguments(),
         "weight1_ptr": padded1,
         "bias1_ptr": bias1,
         "weight2_ptr": padded2,
@@ -217,49 +235,17 @@ def _token_mixing(
     return y
 
 
-def _normalized_linear(
-    launch: Launch,
-    constants: dict[str, Any],
-    x: torch.Tensor,
-    norm: Norm,
-    weight: torch.Tensor,
-    rows: int,
-    bias: torch.Tensor | None,
-    activation: int,
-) -> torch.Tensor:
-    """Return ``activation(weight @ normalised x + bias)`` with the first ``rows`` rows of a padded weight."""
-    batch, depth, channels = x.shape
-    y = x.new_empty((batch, rows, channels))
-    arguments = {
-        "x_ptr": x,
-        **norm_arguments(norm),
-        "weight_ptr": weight,
-        "bias_ptr": bias,
-        "y_ptr": y,
-        "rows": rows,
-        "depth": depth,
-        "channels": channels,
-        "stride_x_b": x.stride(0),
-        "stride_x_k": x.stride(1),
-        "stride_weight_r": weight.stride(0),
-        "ACTIVATION": activation,
-        **constants,
-    }
-    programs = batch * cdiv(channels, constants["WIDE"]) * cdiv(rows, constants["ROWS"])
-    launch(_triton_linear.normalized_linear_kernel, programs, arguments)
-    return y
-
-
 def _token_linear(
     launch: Launch,
     constants: dict[str, Any],
     x: torch.Tensor,
     weight: torch.Tensor,
     rows: int,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+    activation: int = 0,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return ``residual + weight @ x + bias`` with the first ``rows`` rows of a padded weight."""
+    """Return ``residual + activation(weight @ x + bias)`` with the first ``rows`` rows of a padded weight."""
     batch, depth, channels = x.shape
     y = x.new_empty((batch, rows, channels))
     arguments = {
@@ -277,6 +263,7 @@ def _token_linear(
         "stride_weight_k": weight.stride(1),
         "stride_residual_b": residual.stride(0) if residual is not None else 0,
         "stride_residual_r": residual.stride(1) if residual is not None else 0,
+        "ACTIVATION": activation,
         **constants,
     }
     programs = batch * cdiv(channels, constants["WIDE"]) * cdiv(rows, constants["ROWS"])
@@ -288,8 +275,7 @@ def _hidden_bwd(
     launch: Launch,
     constants: dict[str, Any],
     dy: torch.Tensor,
-    x: torch.Tensor,
-    norm: Norm,
+    n: torch.Tensor,
     padded1: torch.Tensor,
     bias1: torch.Tensor | None,
     padded2: torch.Tensor | None,
@@ -298,14 +284,13 @@ def _hidden_bwd(
     activation: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return dz and its sums over channels, in parts; with a second weight also fill ``h``."""
-    batch, tokens, channels = x.shape
+    batch, tokens, channels = n.shape
     c_tiles = cdiv(channels, constants["WIDE"])
-    dz = x.new_empty((batch, hidden, channels))
-    partial = x.new_empty((batch * c_tiles, hidden), dtype=torch.float32)
+    dz = n.new_empty((batch, hidden, channels))
+    partial = n.new_empty((batch * c_tiles, hidden), dtype=torch.float32)
     arguments = {
         "dy_ptr": dy,
-        "x_ptr": x,
-        **norm_arguments(norm),
+        "n_ptr": n,
         "weight1_ptr": padded1,
         "bias1_ptr": bias1,
         "weight2_ptr": padded2,
@@ -317,8 +302,6 @@ def _hidden_bwd(
         "channels": channels,
         "stride_dy_b": dy.stride(0),
         "stride_dy_r": dy.stride(1),
-        "stride_x_b": x.stride(0),
-        "stride_x_s": x.stride(1),
         "stride_weight1_d": padded1.stride(0),
         "stride_weight2_s": padded2.stride(0) if padded2 is not None else 0,
         "ACTIVATION": activation,

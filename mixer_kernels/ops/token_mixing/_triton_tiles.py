@@ -13,12 +13,6 @@ from mixer_kernels.ops._triton_tiles import SHARED_TILES, Tile, chip, with_strip
 
 # By kernel and arithmetic, as ops/_triton_tiles.py has them.
 TILES = SHARED_TILES | {
-    ("normalized_linear", "half"): {
-        "sm_80": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
-        "sm_90": Tile(128, 128, 128, 64, num_warps=8, num_stages=3),
-        "sm_100": Tile(128, 128, 128, 64, num_warps=8, num_stages=3),
-        "gfx942": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
-    },
     ("hidden_bwd", "half"): {
         "sm_80": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
         "sm_90": Tile(128, 128, 128, 64, num_warps=8, num_stages=3),

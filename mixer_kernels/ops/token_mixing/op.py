@@ -105,7 +105,7 @@ def layer_norm_token_linear(
     """Normalise each token and mix the tokens: LayerNorm and a matmul on the transpose (MLP-Mixer, eq. 1).
 
     ``y[b, :, c] = act(weight @ n[b, :, c] + bias)``, where ``n[b, s, :] = LN(x[b, s, :])`` over the channels
-    (arXiv 2105.01601). Neither n nor a transposed copy goes through memory.
+    (arXiv 2105.01601). No transposed copy is made.
 
     Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the norm are not.
 

@@ -13,8 +13,9 @@ import torch
 
 from mixer_kernels.ops import _triton, _triton_cases
 from mixer_kernels.ops._triton_cases import BFLOAT16, FLOAT16, FLOAT32, TF32, Case
-from mixer_kernels.ops._triton_launch import Launch, Norm, run
+from mixer_kernels.ops._triton_launch import Launch, run
 from mixer_kernels.ops.token_mixing import _fake, _triton_launch
+from mixer_kernels.ops.token_mixing._triton_launch import Norm
 
 
 def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
