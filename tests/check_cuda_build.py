@@ -39,9 +39,15 @@ FLOAT32 = ("FFMA", "LDS.128", "LDGSTS.E.BYPASS.128")
 LIMITS = {
     # 3 blocks of 256 threads: one wave of the published shape, 96 KB in flight; 16-byte accesses both ways.
     "spatial_shift_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
+    # 4 blocks of 256 threads.
+    "spatial_shift_pieces_kernel": Limit(64, ("LDG.E.128", "STG.E.128")),
     # 2 blocks of 128 threads, with up to 128 accumulators a thread.
     "token_linear_kernelINS_10TensorTile": Limit(255, (*TRANSPOSED, "STG.E.128")),
     "token_linear_kernelINS_7FmaTile": Limit(255, (*FLOAT32, "STG.E.128")),
+    # One block of 416 threads: 13 warps, of which one quarter of the processor takes 4.
+    "stationary_linear_kernel": Limit(
+        128, ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128", "STG.E.128")
+    ),
     "hidden_backward_kernelINS_10TensorTile": Limit(255, (*TRANSPOSED, "STG.E.128")),
     "hidden_backward_kernelINS_7FmaTile": Limit(255, (*FLOAT32, "STG.E.128")),
     "affine_weight_gradient_kernelINS_10TensorTile": Limit(255, TENSOR_CORES),
@@ -68,10 +74,13 @@ LIMITS = {
     "sum_planes_kernel": Limit(64, ("LDG.E.128",)),
     "sum_pixels_kernel": Limit(80, ("LDG.E.128",)),  # 3 blocks
     "combine_moments_kernel": Limit(64),
-    # 2 blocks of 256 threads; 3 for the weighted sum.
+    # 2 blocks of 256 threads; 3 for the weighted sum, and 4 for the sums of forward.
     "split_sums_kernel": Limit(128, ("LDG.E.128",)),
     "split_combine_kernel": Limit(80, ("LDG.E.128", "STG.E.128")),
     "split_backward_features_kernel": Limit(128, ("LDG.E.128", "STG.E.128")),
+    # A block of 512 threads for each image.
+    "split_gate_kernel": Limit(128, ("LDG.E.128",)),
+    "split_gate_backward_kernel": Limit(128, ("LDG.E.128",)),
     # Every thread that a multiprocessor takes, or nearly.
     "fold_kernel": Limit(40),
     "pack_kernel": Limit(40),

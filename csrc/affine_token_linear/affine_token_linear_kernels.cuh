@@ -1,17 +1,19 @@
 // The affine-folded linear over the tokens, forward and backward, as a sequence of kernels; the launcher and the host
 // emulator run the same one.
 //
-// Forward: one product, weight @ x; Affine, bias, LayerScale and residual are its epilogue. Backward: one product,
-// U = weight^T @ dy, whose epilogue gives dx and the terms of all sums; the weight's gradient; the sums. Channels stay
-// contiguous throughout, nothing is transposed but the weight.
+// Forward: one product, weight @ x; Affine, bias, LayerScale and residual are its epilogue. Around 196 tokens it has a
+// kernel of its own. Backward: one product, U = weight^T @ dy, whose epilogue gives dx and the terms of all sums; the
+// weight's gradient; the sums. Channels stay contiguous throughout, nothing is transposed but the weight.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
 #include "affine_token_linear/affine_fold.cuh"
 #include "affine_token_linear/affine_products.cuh"
 #include "affine_token_linear/affine_token_linear.h"
+#include "affine_token_linear/stationary_linear.cuh"
 #include "common/sum_terms.cuh"
 #include "common/token_call.cuh"
 
@@ -50,6 +52,15 @@ class AffineTokenLinear {
   void run_forward(void* y) {
     call_.run_pack();
     run_fold();
+    if constexpr (kTensorCores && sizeof(scalar_t) == 2) {
+      using Tile = StationaryTile;
+      if (Tile::takes(tokens_)) {
+        const StationaryArguments<scalar_t> stationary{weight_, x_, folded_, call_.contiguous(y, tokens_)};
+        call_.launch(&stationary_linear_kernel<scalar_t>, std::min(stationary.tiles(), call_.multiprocessors),
+                     Tile::kThreads, Tile::kStages * Tile::kStageElements * sizeof(scalar_t), stationary);
+        return;
+      }
+    }
     call_.run_linear(AffineEpilogue<scalar_t>{folded_}, call_.contiguous(y, tokens_), weight_, x_, x_);
   }
 

@@ -45,18 +45,20 @@ __global__ void __launch_bounds__(kSumThreads) sum_terms_kernel(const __grid_con
   const int group = static_cast<int>(threadIdx.x) / kSumColumns;
   const int64_t column = block * kSumColumns + lane;
 
-  __shared__ float partial[kSumGroups][kSumColumns];
-  float sum = 0.0f;
+  // In float64, for the terms are large sums; the kernel waits for memory anyway.
+  __shared__ double partial[kSumGroups][kSumColumns];
+  double total = 0.0;
   if (column < task.width) {
     const float* term = task.terms + column;
-#pragma unroll 4
-    for (int64_t t = group; t < task.count; t += kSumGroups) sum += term[t * task.stride];
+#pragma unroll 8
+    for (int64_t t = group; t < task.count; t += kSumGroups) total += term[t * task.stride];
   }
-  partial[group][lane] = sum;
+  partial[group][lane] = total;
   __syncthreads();
   if (group > 0 || column >= task.width) return;
 #pragma unroll
-  for (int i = 1; i < kSumGroups; ++i) sum += partial[i][lane];
+  for (int i = 1; i < kSumGroups; ++i) total += partial[i][lane];
+  const auto sum = static_cast<float>(total);
   switch (task.type) {
     case ElementType::kHalf:
       static_cast<__half*>(task.to)[column] = from_acc<__half>(sum);

@@ -124,6 +124,37 @@ __device__ __forceinline__ void store_row(typename Tile::Accumulator& acc, int r
   }
 }
 
+// Of 16 x 16 outputs, the fragments of two mma side by side, four neighbouring lanes hold two rows in pieces of two
+// columns. They trade until each has 8 columns of one row: first rows with the neighbour, then columns with the one
+// after it. Odd lanes end up with the second row, upper lanes with the right half.
+struct RowGather {
+  static __device__ __forceinline__ bool is_odd() { return threadIdx.x % 2 != 0; }
+  static __device__ __forceinline__ bool is_upper() { return threadIdx.x % 4 / 2 != 0; }
+  // Of what a lane ends up with.
+  static __device__ __forceinline__ int row() { return static_cast<int>(threadIdx.x) % 32 / 4 + (is_odd() ? 8 : 0); }
+  static __device__ __forceinline__ int column() { return is_upper() ? 8 : 0; }
+
+  template <typename scalar_t>
+  static __device__ __forceinline__ void gather(uint32_t (&words)[4], const float (&left)[4], const float (&right)[4]) {
+    uint32_t half_row[2][2];
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const float (&value)[4] = side == 0 ? left : right;
+      const uint32_t first_row = pack_pair<scalar_t>(value[0], value[1]);
+      const uint32_t second_row = pack_pair<scalar_t>(value[2], value[3]);
+      const uint32_t other = __shfl_xor_sync(0xffffffffu, is_odd() ? first_row : second_row, 1);
+      half_row[side][0] = is_odd() ? other : first_row;
+      half_row[side][1] = is_odd() ? second_row : other;
+    }
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const uint32_t other = __shfl_xor_sync(0xffffffffu, is_upper() ? half_row[0][part] : half_row[1][part], 2);
+      words[part] = is_upper() ? other : half_row[0][part];
+      words[2 + part] = is_upper() ? half_row[1][part] : other;
+    }
+  }
+};
+
 // What a second operand may go through on its way into a product: b * (scale * factor) + shift * factor, where scale
 // and shift belong to a place of the depth. The pointers are those of a chunk, whole to its end and aligned as its
 // vectors.
@@ -241,12 +272,11 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
 
   static __device__ __forceinline__ void store_group(Accumulator& acc, int group, const TileOutput<scalar_t>& out) {
     if constexpr (sizeof(scalar_t) == 2) {
-      const TileOutput<scalar_t> mine =
-          out.from(warp_row() + thread_row() + (is_odd() ? 8 : 0), warp_column() + (is_upper() ? 8 : 0));
+      const TileOutput<scalar_t> mine = out.from(warp_row() + RowGather::row(), warp_column() + RowGather::column());
 #pragma unroll
       for (int j = 0; j < kFragmentsN; j += 2) {
         uint32_t words[4];
-        gather_row(words, acc.value[group][j], acc.value[group][j + 1]);
+        RowGather::gather<scalar_t>(words, acc.value[group][j], acc.value[group][j + 1]);
         store_words(mine, group * 16, j * 8, words);
       }
     } else {
@@ -258,9 +288,6 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
  private:
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
   static __device__ __forceinline__ int warp_column() { return warp_n() * kWarpN; }
-  // A lane's place among the four that share a row of a fragment.
-  static __device__ __forceinline__ bool is_odd() { return lane() % 2 != 0; }
-  static __device__ __forceinline__ bool is_upper() { return lane() % 4 / 2 != 0; }
 
   template <int kCount>
   static __device__ __forceinline__ void round_to_tf32(uint32_t (&fragment)[kCount]) {
@@ -336,29 +363,6 @@ struct TensorTile : TileShape<scalar_t, kM, kOrder> {
       return bits;
     }
   }
-
-  // Of 16 x 16 outputs, four neighbouring lanes hold two rows in pieces of 4 bytes. They trade until each has 16 bytes
-  // of one row: first rows with the neighbour, then columns with the one after it. Odd lanes end up with the second
-  // row, upper lanes with the right half.
-  static __device__ __forceinline__ void gather_row(uint32_t (&words)[4], const float (&left)[4],
-                                                    const float (&right)[4]) {
-    uint32_t half_row[2][2];
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const float (&value)[4] = side == 0 ? left : right;
-      const uint32_t first_row = pack_pair<scalar_t>(value[0], value[1]);
-      const uint32_t second_row = pack_pair<scalar_t>(value[2], value[3]);
-      const uint32_t other = __shfl_xor_sync(0xffffffffu, is_odd() ? first_row : second_row, 1);
-      half_row[side][0] = is_odd() ? other : first_row;
-      half_row[side][1] = is_odd() ? second_row : other;
-    }
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const uint32_t other = __shfl_xor_sync(0xffffffffu, is_upper() ? half_row[0][part] : half_row[1][part], 2);
-      words[part] = is_upper() ? other : half_row[0][part];
-      words[2 + part] = is_upper() ? half_row[1][part] : other;
-    }
-  }
 };
 
 // float32 multiply-adds: each thread computes kM / 8 rows x 8 columns.
@@ -400,7 +404,6 @@ struct FmaTile : TileShape<float, kM, kOrder> {
   // The same, and if asked adds up the second operand.
   static __device__ __forceinline__ void multiply(Accumulator& acc, ColumnSums& column_sums, bool wants_sums,
                                                   const float* chunk, int depth) {
-    // First over the chunk, then over the chunks: the longer a plain sum, the larger its error.
     float sums[8] = {};
     multiply(acc, chunk, depth, Nothing{}, [&](const float (&b)[8]) {
 #pragma unroll
@@ -446,13 +449,14 @@ struct FmaTile : TileShape<float, kM, kOrder> {
     return kOrder == Order::kDepthByColumn ? j / 4 * 64 + j % 4 : j * 16;
   }
 
-  // Calls adjust(4 x 8, k) on what the thread takes of the second operand, and sums(row of 8) on one depth after the
-  // other.
+  // Adds up over the chunk, then over the chunks: the longer a plain sum, the larger its error. Calls adjust(4 x 8, k)
+  // on what the thread takes of the second operand, and sums(row of 8) on one depth after the other.
   template <typename Adjust, typename Sums>
   static __device__ __forceinline__ void multiply(Accumulator& acc, const float* chunk, int depth, Adjust&& adjust,
                                                   Sums&& sums) {
     const float* first = chunk + thread_row() * Shape::kFirstPitch;
     const float* second = chunk + Shape::kFirstElements;
+    float products[kRows][8] = {};
 #pragma unroll
     for (int k = 0; k < Shape::kK; k += 4) {
       if (k >= depth) break;
@@ -485,10 +489,15 @@ struct FmaTile : TileShape<float, kM, kOrder> {
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-          for (int j = 0; j < 8; ++j) acc.value[i][j] += a[i][d] * b[d][j];
+          for (int j = 0; j < 8; ++j) products[i][j] += a[i][d] * b[d][j];
         }
         sums(b[d]);
       }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) acc.value[i][j] += products[i][j];
     }
   }
 };
