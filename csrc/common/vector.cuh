@@ -51,6 +51,15 @@ struct AccessOf<16> {
   using type = unsigned __int128;
 };
 
+// The element whose bits are the lowest ones.
+template <typename scalar_t, typename bits_t>
+__device__ __forceinline__ scalar_t element_of(bits_t bits) {
+  const auto element = static_cast<typename AccessOf<sizeof(scalar_t)>::type>(bits);
+  scalar_t value;
+  memcpy(&value, &element, sizeof(value));
+  return value;
+}
+
 // kVec neighbouring elements, kept as plain bits: a kernel that only moves them never looks inside.
 template <typename scalar_t, int kVec>
 struct Vector {
@@ -63,28 +72,22 @@ struct Vector {
   __device__ __forceinline__ void store(scalar_t* to) const { *reinterpret_cast<access_t*>(to) = bits; }
   static __device__ __forceinline__ Vector zero() { return {access_t{}}; }
 
+  // Elements are shifted out of the bits and back: through an array they would take a detour over local memory.
   __device__ __forceinline__ Vector operator+(const Vector& other) const {
-    scalar_t a[kVec], b[kVec];
-    memcpy(a, &bits, sizeof(bits));
-    memcpy(b, &other.bits, sizeof(bits));
+    using element_t = typename AccessOf<sizeof(scalar_t)>::type;
+    Vector sum = zero();
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      a[i] = from_acc<scalar_t>(to_acc(a[i]) + to_acc(b[i]));
+      const int at = 8 * sizeof(scalar_t) * i;
+      const scalar_t value =
+          from_acc<scalar_t>(to_acc(element_of<scalar_t>(bits >> at)) + to_acc(element_of<scalar_t>(other.bits >> at)));
+      element_t element;
+      memcpy(&element, &value, sizeof(element));
+      sum.bits |= static_cast<access_t>(element) << at;
     }
-    Vector sum;
-    memcpy(&sum.bits, a, sizeof(bits));
     return sum;
   }
 };
-
-// The element whose bits are the lowest ones.
-template <typename scalar_t, typename bits_t>
-__device__ __forceinline__ scalar_t element_of(bits_t bits) {
-  const auto element = static_cast<typename AccessOf<sizeof(scalar_t)>::type>(bits);
-  scalar_t value;
-  memcpy(&value, &element, sizeof(value));
-  return value;
-}
 
 // Two floats as neighbouring elements of 16 bits, the first in the lower half.
 template <typename scalar_t>
@@ -105,12 +108,20 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
   return bits;
 }
 
-// The elements of a vector as floats. They are shifted out of its bits: through an array they would take a detour over
-// local memory.
+// The elements of a vector as floats.
 template <int kVec, typename scalar_t>
 __device__ __forceinline__ void to_floats(float* to, const Vector<scalar_t, kVec>& vector) {
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) to[i] = to_acc(element_of<scalar_t>(vector.bits >> (8 * sizeof(scalar_t) * i)));
+  for (int i = 0; i < kVec; ++i) {
+    if constexpr (std::is_same_v<scalar_t, __nv_bfloat16> && kVec > 1) {
+      // One instruction each: a bfloat16 is the upper half of a float.
+      const auto pair = static_cast<uint32_t>(vector.bits >> (16 * (i / 2 * 2)));
+      const uint32_t bits = i % 2 == 0 ? pair << 16 : pair & 0xffff0000u;
+      memcpy(&to[i], &bits, sizeof(bits));
+    } else {
+      to[i] = to_acc(element_of<scalar_t>(vector.bits >> (8 * sizeof(scalar_t) * i)));
+    }
+  }
 }
 
 // kVec neighbouring elements as floats, in aligned accesses of at most 16 bytes.

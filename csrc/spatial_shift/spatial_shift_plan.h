@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/plan.h"
 #include "spatial_shift/spatial_shift.h"
 
 namespace mixer_kernels {
@@ -19,6 +20,8 @@ constexpr int kShiftBlocks = 3;  // of a multiprocessor at once; a fourth would 
 // Elements of a line that a thread has in flight. At 16 bytes each and 24 warps a multiprocessor that is 96 KB, several
 // times what latency times bandwidth asks for.
 constexpr int kShiftUnroll = 8;
+// In place, a line of at most 2^kShiftPieceBits segments is moved by neighbouring threads of one warp.
+constexpr int kShiftPieceBits = 3, kShiftPieceBlocks = 4;
 // The groups of one launch travel as a kernel argument, of which CUDA takes 4 KB everywhere.
 constexpr int kShiftGroups = 16;
 
@@ -32,19 +35,22 @@ struct ShiftLines {
   int64_t span, segments;        // the line's length - 1 moves are cut into segments of `span`
   uint64_t threads;
   int32_t lane_bits;   // threads that share a segment: 1 (0 bits) or a warp (5 bits)
+  int32_t piece_bits;  // in pieces: a warp moves 2^piece_bits segments of each of its lines
   bool channel_first;  // neighbouring threads run over the channels, else over the other axis
 };
 
 struct ShiftLaunch {
   ShiftLines lines[kShiftGroups];
   uint32_t groups, blocks;  // the grid: blocks of every group, group by group in turn
+  int64_t batch;
   int64_t in_batch, out_batch, in_channel, out_channel;
 };
 static_assert(sizeof(ShiftLaunch) < 4096, "a kernel takes at most 4 KB of arguments");
 
 struct ShiftPlan {
   std::vector<ShiftLaunch> launches;
-  int vec = 1;  // elements in a vector
+  int vec = 1;             // elements in a vector
+  bool in_pieces = false;  // in place, all segments of a line are read before any is written
 };
 
 struct ShiftView {
@@ -92,6 +98,11 @@ inline ShiftPlan plan_spatial_shift(int size, const ShiftShape& shape, const Shi
     if (plan.vec > 1) break;
   }
 
+  // Where fewer bytes than 16 move together, a warp with several lines would touch too many cache lines.
+  const int64_t most_moves = kShiftUnroll << kShiftPieceBits;
+  const bool in_place = in.address == out.address;
+  plan.in_pieces = in_place && plan.vec * size == 16 && std::max(shape.height, shape.width) - 1 <= most_moves;
+
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = group_start(group);
     const int64_t count = group_start(group + 1) - first;
@@ -119,7 +130,8 @@ inline ShiftPlan plan_spatial_shift(int size, const ShiftShape& shape, const Shi
     const int64_t across = reach(lines.across, lines.out_across);
     lines.channel_first = channel <= across;
     const bool along_line = reach(lines.length, lines.out_step) < std::min(channel, across);
-    lines.lane_bits = along_line && lines.length > kShiftUnroll ? 5 : 0;  // a short line would leave lanes idle
+    // A short line would leave lanes idle.
+    lines.lane_bits = along_line && lines.length > kShiftUnroll && !plan.in_pieces ? 5 : 0;
 
     // "+h" loses its last row and is walked from there; the adjoint is walked from the other end.
     if (plus != adjoint) {
@@ -129,14 +141,25 @@ inline ShiftPlan plan_spatial_shift(int size, const ShiftShape& shape, const Shi
       lines.out_step = -lines.out_step;
     }
 
-    // In place a line must be walked in order by one thread or one warp. Otherwise pieces are independent.
+    // A long line in place is walked in order by one thread or one warp. Otherwise segments are independent, or as even
+    // as the pieces of a warp can be.
     const int64_t moves = std::max<int64_t>(lines.length - 1, 1);
-    lines.span = in.address == out.address ? moves : kShiftUnroll << lines.lane_bits;
-    lines.segments = (moves + lines.span - 1) / lines.span;
-    lines.threads = static_cast<uint64_t>(shape.batch * lines.segments * lines.across * lines.slots) << lines.lane_bits;
+    lines.span = in_place ? moves : kShiftUnroll << lines.lane_bits;
+    if (plan.in_pieces) {
+      while (kShiftUnroll << lines.piece_bits < moves) ++lines.piece_bits;
+      lines.span = divide_up(moves, int64_t{1} << lines.piece_bits);
+    }
+    lines.segments = divide_up(moves, lines.span);
+    const int64_t count_of_lines = shape.batch * lines.across * lines.slots;
+    if (plan.in_pieces) {
+      lines.threads = static_cast<uint64_t>(divide_up(count_of_lines, 32 >> lines.piece_bits)) * 32;
+    } else {
+      lines.threads = static_cast<uint64_t>(count_of_lines * lines.segments) << lines.lane_bits;
+    }
 
     if (plan.launches.empty() || plan.launches.back().groups == kShiftGroups) {
       ShiftLaunch launch{};
+      launch.batch = shape.batch;
       launch.in_batch = in.strides.b;
       launch.out_batch = out.strides.b;
       launch.in_channel = in.strides.c;

@@ -123,8 +123,8 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
 
   mixer_kernels::run_spatial_shift(
       element_type, in.data(), in_strides, out.data(), in_place ? in_strides : out_strides, shape, directions.data(),
-      groups, adjoint, [&](auto* kernel, dim3 grid, const auto* from, auto* to, const auto& launch) {
-        emulator::emulate(seed, grid, mixer_kernels::kShiftThreads, 0, kernel, from, to, launch);
+      groups, adjoint, [&](auto* kernel, dim3 grid, const auto&... arguments) {
+        emulator::emulate(seed, grid, mixer_kernels::kShiftThreads, 0, kernel, arguments...);
       });
 
   const std::string result = out.elements();
