@@ -49,6 +49,12 @@ TORCH_LIBRARY(mixer_kernels, m) {
   m.def("split_attention_combine(Tensor x, Tensor weights) -> Tensor");
   m.def("split_attention_bwd_weights(Tensor dy, Tensor x) -> Tensor");
   m.def("split_attention_bwd_features(Tensor dy, Tensor weights, Tensor da) -> Tensor");
+  // On CUDA only: the sums with the perceptron behind them. The gradients of its matrices are dinner^T own_total and
+  // dlogits^T hidden, in x's dtype.
+  m.def("split_attention_gate(Tensor x, Tensor weight1, Tensor weight2) -> (Tensor total, Tensor weights)");
+  m.def(
+      "split_attention_bwd_gate(Tensor dy, Tensor x, Tensor total, Tensor weights, Tensor weight1, Tensor weight2) "
+      "-> (Tensor da, Tensor own_total, Tensor hidden, Tensor dinner, Tensor dlogits)");
 
   // padding: top, bottom, left, right. y, z and dx keep the memory format of x, z and dz; mean, var and the sums are
   // float32, float64 for float64, and so are the coefficients c0, c1, c2, which stand for 1, 0, 0 where absent.

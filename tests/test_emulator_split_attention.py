@@ -13,8 +13,9 @@ from emulated_tokens import TOLERANCE, Draw, Tensors
 
 Strides = tuple[int, int, int]
 
-# float32 sums, whatever the dtype of the features: what short chains lose, as a share of how large their terms are.
-SUM_TOLERANCE = 5e-7
+# What is float32, whatever the dtype of the features. Sums: what short chains lose, as a share of how large their terms
+# are. The weights that follow from them are between 0 and 1.
+TOLERANCES = {**dict.fromkeys(("sums", "dweights", "total"), 5e-7), "gates": 3e-6, "from_gate": 3e-6}
 
 SHIFT_1 = ((1, -1), (1, 1), (2, -1), (2, 1))  # the axis of each group, and where it takes its values from
 SHIFT_2 = SHIFT_1[2:] + SHIFT_1[:2]
@@ -25,6 +26,7 @@ class Problem:
     """One call of each kernel; strides of None are dense, ``gap`` elements lie behind each pixel."""
 
     sizes: tuple[int, int, int, int]  # B, H, W, C
+    hidden: int = 8
     gap: int = 0
     x_offset: int = 0
     dy_offset: int = 0
@@ -42,7 +44,7 @@ class Problem:
 
     def line(self, element_type: int, seed: int) -> str:
         channels = self.sizes[3]
-        words = (element_type, *self.sizes, *(self.x_strides or self.strides(3 * channels)), self.x_offset)
+        words = (element_type, *self.sizes, self.hidden, *(self.x_strides or self.strides(3 * channels)), self.x_offset)
         words += (*(self.dy_strides or self.strides(channels)), self.dy_offset, self.offset, seed)
         return " ".join(map(str, words))
 
@@ -78,6 +80,9 @@ PROBLEMS = (
     Problem((2, 3, 3, 5), x_strides=far(1 << 30), dy_strides=far(3 << 28)),
     *(Problem((2, 5, 6, channels), lost=lost) for channels in (32, 30) for lost in (np.inf, np.nan)),
     *(Problem((2, 5, 6, channels), da=np.inf) for channels in (32, 30)),
+    *(Problem((2, 2, 3, 64), hidden=hidden) for hidden in (0, 1, 7, 16, 24, 300)),
+    Problem((1, 16, 16, 192), hidden=48),
+    Problem((2, 2, 3, 30), hidden=16),  # vectors of one of the two
 )
 
 
@@ -110,13 +115,16 @@ def make_tensors(problem: Problem, draw: Draw) -> Tensors:
     da = draw(batch, channels, dtype=torch.float32)
     if problem.da is not None:
         da[:, channels // 3] = problem.da
-    return {"x": x, "dy": dy, "weights": weights, "da": da}
+    # So that neither GELU nor softmax saturates.
+    weight1 = draw(problem.hidden, channels, scale=(3 * height * width * channels) ** -0.5)
+    weight2 = draw(3 * channels, problem.hidden, scale=max(problem.hidden, 1) ** -0.5)
+    return {"x": x, "dy": dy, "weights": weights, "da": da, "weight1": weight1, "weight2": weight2}
 
 
 def exact_results(problem: Problem, tensors: Tensors) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return each result in float64 and how large its terms are."""
     batch, height, width, channels = problem.sizes
-    x, dy, weights, da = (tensor.double() for tensor in tensors.values())
+    x, dy, weights, da, weight1, weight2 = (tensor.double() for tensor in tensors.values())
     indices = [shifted_indices(problem.sizes, directions) for directions in (SHIFT_1, SHIFT_2)]
     indices.append(torch.arange(height * width * channels))
     taken = [branch.reshape(batch, -1)[:, index] for branch, index in zip(x.chunk(3, -1), indices, strict=True)]
@@ -131,12 +139,29 @@ def exact_results(problem: Problem, tensors: Tensors) -> dict[str, tuple[torch.T
         ]
         return torch.stack(parts, 1).view(batch, 3, -1, channels).transpose(1, 2).contiguous()
 
+    sums = branches.sum((1, 2)), branches.abs().sum((1, 2))
+    inner = (sums[0] @ weight1.mT).requires_grad_()
+    hidden = torch.nn.functional.gelu(inner)
+    (slope,) = torch.autograd.grad(hidden.sum(), inner)
+    hidden = hidden.detach()
+    gates = (hidden @ weight2.mT).view(batch, 3, channels).softmax(1)
+    dweights = (gradient * branches).sum(2), (gradient * branches).abs().sum(2)
+    products = [(weights * value).sum(1, keepdim=True) for value in dweights]
+    dlogits = [(weights * value).flatten(1) for value in (dweights[0] - products[0], dweights[1] + products[1])]
+    dinner = [dlogits[0] @ weight2 * slope, dlogits[1] @ weight2.abs()]
     parts = weights[:, :, None] * gradient, da[:, None, None].expand_as(branches)
     return {
-        "sums": (branches.sum((1, 2)), branches.abs().sum((1, 2))),
+        "sums": sums,
         "y": (terms.sum(1), terms.abs().sum(1)),
-        "dweights": ((gradient * branches).sum(2), (gradient * branches).abs().sum(2)),
+        "dweights": dweights,
         "dx": (spread(parts[0] + parts[1]), spread(parts[0].abs() + parts[1].abs())),
+        "total": sums,
+        "gates": (gates, torch.ones_like(gates)),
+        "from_gate": (dinner[0] @ weight1, dinner[1] @ weight1.abs()),
+        "own_total": sums,
+        "hidden": (hidden, sums[1] @ weight1.abs().mT),
+        "dinner": (dinner[0], dinner[1]),
+        "dlogits": (dlogits[0], dlogits[1]),
     }
 
 
@@ -150,7 +175,7 @@ def solve(
     cases = [make_tensors(problem, draw) for problem in problems]
     lines = [problem.line(element_type, seed) for problem in problems]
     (folder / "problems").write_text("\n".join(lines) + "\n")
-    arguments = [tensor for tensors in cases for tensor in tensors.values()]
+    arguments = [tensor for tensors in cases for tensor in tensors.values() if tensor.numel() > 0]
     (folder / "input").write_bytes(b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in arguments))
     result = run(programs["split_attention_emulated"], *(folder / name for name in ("problems", "input", "output")))
     assert result.returncode == 0, result.stderr
@@ -166,6 +191,13 @@ def solve(
             ("y", map_size, own),
             ("dweights", 3 * batch * channels, torch.float32),
             ("dx", 3 * map_size, own),
+            ("total", batch * channels, torch.float32),
+            ("gates", 3 * batch * channels, torch.float32),
+            ("from_gate", batch * channels, torch.float32),
+            ("own_total", batch * channels, own),
+            ("hidden", batch * problem.hidden, own),
+            ("dinner", batch * problem.hidden, own),
+            ("dlogits", 3 * batch * channels, own),
         ):
             end = begin + size * kind.itemsize
             result[name] = output[begin:end].clone().view(kind)
@@ -181,7 +213,7 @@ def test_split_attention(programs: dict[str, Path], tmp_path: Path, dtype: str, 
     cases, results = solve(programs, tmp_path, dtype, seed, PROBLEMS)
     for problem, tensors, actual in zip(PROBLEMS, cases, results, strict=True):
         for name, (expected, scale) in exact_results(problem, tensors).items():
-            tolerance = SUM_TOLERANCE if name in ("sums", "dweights") else TOLERANCE[dtype]
+            tolerance = TOLERANCES.get(name, TOLERANCE[dtype])
             value = actual[name].double().view(expected.shape)
             error = (value - expected).abs()
             # Written so that NaN is wrong.

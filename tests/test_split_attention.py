@@ -253,11 +253,14 @@ def test_double_backward_is_refused(device, backend):
 @pytest.mark.parametrize("layout", [None, "channels_first", "slice"])
 def test_opcheck(device, backend, layout, dtype):
     arrange = MAP_LAYOUTS.get(layout, as_it_is)
-    x, *_ = draw((2, 5, 4, 10, 4), dtype, device)
+    x, *matrices = draw((2, 5, 4, 10, 4), dtype, device)
     dy = arrange(torch.randn(2, 5, 4, 10, device=device, dtype=dtype))
     weights, da = torch.rand(2, 3, 10, device=device), torch.randn(2, 10, device=device)
     opcheck(kernel_op(backend, "sums"), (arrange(x),))
     opcheck(kernel_op(backend, "combine"), (arrange(x), weights))
+    if (backend, device) == ("native", "cuda"):
+        opcheck(kernel_op(backend, "gate"), (arrange(x), *matrices))
+        opcheck(kernel_op(backend, "bwd_gate"), (dy, arrange(x), da, weights, *matrices))
     opcheck(kernel_op(backend, "bwd_weights"), (dy, arrange(x)))
     opcheck(kernel_op(backend, "bwd_features"), (dy, weights, da))
 

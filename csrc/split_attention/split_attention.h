@@ -27,11 +27,11 @@ constexpr Offset source_of(int branch, int group) {
   return (group < 2) == (branch == 0) ? Offset{step, 0} : Offset{0, step};
 }
 
-// On CUDA a thread walks a run of at most so many pixels, and a block takes at most so many vectors of channels.
-constexpr int kSplitRun = 16, kSplitLanes = 64;
+// On CUDA a thread takes a run of at most so many pixels, and a block takes at most so many vectors of channels.
+constexpr int kSplitRun = 8, kSplitLanes = 64;
 
-// Maps of one branch's channels, or of all branches'. Every size is at least 1; height, width and channels are below
-// 2^30, and so are images x runs x chunks of channels.
+// Maps of one branch's channels, or of all branches'. Every size is at least 1; the pixels of an image and the
+// channels are below 2^30, and so are images x runs x chunks of channels.
 struct SplitAttentionShape {
   ElementType type;  // not double
   int64_t batch, height, width, channels;
@@ -43,17 +43,38 @@ struct FeatureView {
   int64_t image_stride, row_stride, column_stride;
 };
 
-// Bytes of device memory that the two sums want besides.
+// What the gate's gradient is computed from: (B, C) sums, (B, 3, C) weights, both float, and the matrices.
+struct SplitGateArguments {
+  const float *total, *weights;
+  const void *weight1, *weight2;
+};
+
+// What it leaves in the features' type for the gradients of the matrices: dweight1 = dinner^T total and dweight2 =
+// dlogits^T hidden. Rows for the images.
+struct SplitGateFactors {
+  void *total, *hidden, *dinner, *dlogits;
+};
+
+// Bytes of device memory that they want besides.
 int64_t split_attention_sums_workspace(const SplitAttentionShape& shape);
 int64_t split_attention_bwd_weights_workspace(const SplitAttentionShape& shape);
+int64_t split_attention_gate_workspace(const SplitAttentionShape& shape, int64_t hidden_size);
+int64_t split_attention_bwd_gate_workspace(const SplitAttentionShape& shape, int64_t hidden_size);
 
-// What is not a view is contiguous. The caller checks for launch errors.
+// What is not a view is contiguous; the matrices and the sums behind them begin at multiples of 16 bytes. The caller
+// checks for launch errors.
 void split_attention_sums_cuda(const SplitAttentionShape& shape, const FeatureView& x, float* a, void* workspace,
+                               cudaStream_t stream);
+void split_attention_gate_cuda(const SplitAttentionShape& shape, int64_t hidden_size, const FeatureView& x,
+                               const void* weight1, const void* weight2, float* total, float* weights, void* workspace,
                                cudaStream_t stream);
 void split_attention_combine_cuda(const SplitAttentionShape& shape, const FeatureView& x, const float* weights, void* y,
                                   cudaStream_t stream);
 void split_attention_bwd_weights_cuda(const SplitAttentionShape& shape, const FeatureView& dy, const FeatureView& x,
                                       float* dweights, void* workspace, cudaStream_t stream);
+void split_attention_bwd_gate_cuda(const SplitAttentionShape& shape, int64_t hidden_size, const FeatureView& dy,
+                                   const FeatureView& x, const SplitGateArguments& arguments, float* da,
+                                   const SplitGateFactors& factors, void* workspace, cudaStream_t stream);
 void split_attention_bwd_features_cuda(const SplitAttentionShape& shape, const FeatureView& dy, const float* weights,
                                        const float* da, void* dx, cudaStream_t stream);
 

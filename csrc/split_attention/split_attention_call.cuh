@@ -8,6 +8,7 @@
 #include "common/sum_terms.cuh"
 #include "common/vector_dispatch.cuh"
 #include "split_attention/split_attention_kernels.cuh"
+#include "split_attention/split_gate.cuh"
 
 namespace mixer_kernels {
 
@@ -18,9 +19,13 @@ SplitPlan plan_split_attention(const SplitAttentionShape& shape) {
   const int64_t lanes = divide_up(vectors, chunks), pixels = shape.height * shape.width;
   // No more lines than an image has runs.
   const int64_t runs = divide_up(pixels, kSplitRun), lines = std::min(kSplitThreads / lanes, runs);
-  return {static_cast<int>(shape.height), static_cast<int>(shape.width), static_cast<int>(shape.channels),
-          static_cast<int>(lanes),        static_cast<int>(lines),       static_cast<int>(chunks),
-          divide_up(runs, lines)};
+  return {static_cast<int>(shape.height),
+          static_cast<int>(shape.width),
+          static_cast<int>(shape.channels),
+          static_cast<int>(lanes),
+          static_cast<int>(lines),
+          static_cast<int>(chunks),
+          static_cast<int>(divide_up(runs, lines))};
 }
 
 inline int64_t blocks_of(const SplitAttentionShape& shape, const SplitPlan& plan) {
@@ -49,12 +54,14 @@ class SplitSumsCall {
                      [&](auto, auto length) { parts_ = plan_split_attention<decltype(length)::kVec>(shape_).parts; });
   }
 
+  int parts() const { return parts_; }
+  int64_t terms() const { return parts_ * sums(); }
   // One part needs no further sum.
-  int64_t workspace_bytes() const { return parts_ == 1 ? 0 : parts_ * sums() * static_cast<int64_t>(sizeof(float)); }
+  int64_t workspace_bytes() const { return parts_ == 1 ? 0 : terms() * static_cast<int64_t>(sizeof(float)); }
 
+  // The terms of the sums, [part][image][sum][channel].
   template <typename Launch>
-  void run(const FeatureView& dy, const FeatureView& x, float* to, void* workspace, const Launch& launch) const {
-    float* const terms = parts_ == 1 ? to : static_cast<float*>(workspace);
+  void run_terms(const FeatureView& dy, const FeatureView& x, float* terms, const Launch& launch) const {
     dispatch_vectors(shape_.type, true, channels_of_group(shape_), [&](auto element, auto length) {
       constexpr int kVec = decltype(length)::kVec;
       const SplitPlan plan = plan_split_attention<kVec>(shape_);
@@ -62,7 +69,13 @@ class SplitSumsCall {
       launch(&split_sums_kernel<decltype(element), kVec, kProducts>, blocks_of(shape_, plan), kSplitThreads, 0,
              SplitSums{plan, x, dy, aligned, terms, shape_.batch});
     });
-    if (parts_ == 1) return;
+  }
+
+  template <typename Launch>
+  void run(const FeatureView& dy, const FeatureView& x, float* to, void* workspace, const Launch& launch) const {
+    if (parts_ == 1) return run_terms(dy, x, to, launch);
+    float* const terms = static_cast<float*>(workspace);
+    run_terms(dy, x, terms, launch);
     SumLaunch sum;
     sum.add({terms, parts_, sums(), sums(), to, ElementType::kFloat});
     launch(&sum_terms_kernel<>, sum.all_blocks, kSumThreads, 0, sum);
@@ -72,7 +85,96 @@ class SplitSumsCall {
   int64_t sums() const { return shape_.batch * (kProducts ? kBranches : 1) * shape_.channels; }
 
   const SplitAttentionShape& shape_;
-  int64_t parts_ = 0;
+  int parts_ = 0;
+};
+
+// Whether rows of hidden units are whole vectors. Addresses do not count, lest bits depend on them.
+inline bool gate_has_vectors(const SplitAttentionShape& shape, int64_t hidden_size) {
+  return hidden_size * element_size(shape.type) % 16 == 0;
+}
+
+// The sums and, by a perceptron of `hidden_size`, the weights of the branches.
+class SplitGateCall {
+ public:
+  SplitGateCall(const SplitAttentionShape& shape, int64_t hidden_size)
+      : shape_(shape), hidden_size_(hidden_size), sums_(shape) {}
+
+  int64_t workspace_bytes() const {
+    Workspace counted(nullptr);
+    take_buffers(counted);
+    return counted.bytes();
+  }
+
+  template <typename Launch>
+  void run(const FeatureView& x, const void* weight1, const void* weight2, float* total, float* weights,
+           void* workspace, const Launch& launch) const {
+    Workspace memory(workspace);
+    const Buffers buffers = take_buffers(memory);
+    sums_.run_terms({}, x, buffers.terms, launch);
+    dispatch_vectors(
+        shape_.type, gate_has_vectors(shape_, hidden_size_), shape_.channels, [&](auto element, auto length) {
+          using scalar_t = decltype(element);
+          launch(
+              &split_gate_kernel<scalar_t, decltype(length)::kVec>, shape_.batch, kGateThreads, 0,
+              SplitGate<scalar_t>{buffers.terms, sums_.parts(), static_cast<int>(shape_.channels),
+                                  static_cast<int>(hidden_size_), shape_.batch, static_cast<const scalar_t*>(weight1),
+                                  static_cast<const scalar_t*>(weight2), total, buffers.hidden, weights});
+        });
+  }
+
+ private:
+  struct Buffers {
+    float *terms, *hidden;
+  };
+  Buffers take_buffers(Workspace& memory) const {
+    return {memory.take<float>(sums_.terms()), memory.take<float>(shape_.batch * hidden_size_)};
+  }
+
+  const SplitAttentionShape& shape_;
+  int64_t hidden_size_;
+  SplitSumsCall<false> sums_;
+};
+
+// The gradient of the sums, from the weights' own.
+class SplitGateBackwardCall {
+ public:
+  SplitGateBackwardCall(const SplitAttentionShape& shape, int64_t hidden_size)
+      : shape_(shape), hidden_size_(hidden_size), sums_(shape) {}
+
+  int64_t workspace_bytes() const {
+    Workspace counted(nullptr);
+    take_buffers(counted);
+    return counted.bytes();
+  }
+
+  template <typename Launch>
+  void run(const FeatureView& dy, const FeatureView& x, const SplitGateArguments& a, float* da,
+           const SplitGateFactors& factors, void* workspace, const Launch& launch) const {
+    Workspace memory(workspace);
+    const Buffers buffers = take_buffers(memory);
+    sums_.run_terms(dy, x, buffers.terms, launch);
+    dispatch_vectors(
+        shape_.type, gate_has_vectors(shape_, hidden_size_), shape_.channels, [&](auto element, auto length) {
+          using scalar_t = decltype(element);
+          launch(&split_gate_backward_kernel<scalar_t, decltype(length)::kVec>, shape_.batch, kGateThreads, 0,
+                 SplitGateBackward{buffers.terms, sums_.parts(), static_cast<int>(shape_.channels),
+                                   static_cast<int>(hidden_size_), shape_.batch, a, buffers.dlogits, buffers.dinner, da,
+                                   factors});
+        });
+  }
+
+ private:
+  struct Buffers {
+    float *terms, *dlogits, *dinner;
+  };
+  Buffers take_buffers(Workspace& memory) const {
+    return {memory.take<float>(sums_.terms()), memory.take<float>(shape_.batch * kBranches * shape_.channels),
+            memory.take<float>(shape_.batch * hidden_size_)};
+  }
+
+  const SplitAttentionShape& shape_;
+  int64_t hidden_size_;
+  SplitSumsCall<true> sums_;
 };
 
 template <typename Launch>

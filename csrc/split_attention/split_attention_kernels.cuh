@@ -21,14 +21,19 @@ template <typename scalar_t, int kVec, bool kProducts, bool kAligned>
 __device__ __forceinline__ void sum_run(const SplitSums& s, const SplitPlace& place,
                                         float (&sums)[kProducts ? kBranches : 1][kVec]) {
   using vector_t = Vector<scalar_t, kVec>;
-  const Branches<scalar_t, kVec, kAligned> branches(s.plan, s.x, place);
-  const Channels<scalar_t> gradients(s.dy, place.image, place.channel);
-  vector_t x[kSplitTogether][kBranches], dy[kSplitTogether];
-  walk_run(
+  Branches<scalar_t, kVec, kAligned> branches(s.plan, s.x, place);
+  Channels<scalar_t> gradients(s.plan, s.dy, place);
+  // One after the other where a vector is read in pieces: they are many registers.
+  constexpr int kTogether = !kAligned ? 1 : kProducts ? 2 * kSplitTogether : kSplitTogether;
+  vector_t x[kTogether][kBranches], dy[kTogether];
+  walk_run<kTogether>(
       s.plan, place,
       [&](int j, Pixel pixel) {
-        branches.load(x[j], pixel);
-        if constexpr (kProducts) dy[j] = load_vector<kAligned, kVec>(gradients.at(pixel));
+        branches.load_next(x[j], pixel);
+        if constexpr (kProducts) {
+          dy[j] = load_vector<kAligned, kVec>(gradients.data());
+          gradients.leave(s.plan, pixel);
+        }
       },
       [&](int j, int, Pixel) {
         float values[kBranches][kVec], gradient[kVec];
@@ -49,10 +54,10 @@ __device__ __forceinline__ void sum_run(const SplitSums& s, const SplitPlace& pl
 
 // The sum over the pixels of all branches, or for each branch of its products with dy; a block adds up one part.
 template <typename scalar_t, int kVec, bool kProducts>
-__global__ void __launch_bounds__(kSplitThreads, kProducts ? 2 : 3)
+__global__ void __launch_bounds__(kSplitThreads, kProducts ? 2 : 4)
     split_sums_kernel(const __grid_constant__ SplitSums s) {
   constexpr int kSums = kProducts ? kBranches : 1;
-  const SplitPlace place = SplitPlace::of_thread<kVec>(s.plan);
+  const SplitPlace place = SplitPlace::of_thread<kVec>(s.plan, blockIdx.x);
   float sums[kSums][kVec] = {};
   if (place.count > 0) {
     if (kVec == 1 || s.is_aligned) {
@@ -85,6 +90,10 @@ __global__ void __launch_bounds__(kSplitThreads, kProducts ? 2 : 3)
   }
 }
 
+// A block's number counted from the other end: the pass before has read the last images last, and some of their
+// features are in the cache still.
+__device__ __forceinline__ unsigned last_first() { return gridDim.x - 1 - blockIdx.x; }
+
 // The weights of the branches in an image, from a channel on.
 template <int kVec>
 __device__ __forceinline__ void load_weights(float (&to)[kBranches][kVec], const float* weights, const SplitPlan& plan,
@@ -105,18 +114,18 @@ struct SplitCombine {
 
 // y = sum over the branches of weights * branch; a thread computes a run of pixels.
 template <typename scalar_t, int kVec>
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSplitThreads, 3)
     split_combine_kernel(const __grid_constant__ SplitCombine<scalar_t> c) {
-  const SplitPlace place = SplitPlace::of_thread<kVec>(c.plan);
+  const SplitPlace place = SplitPlace::of_thread<kVec>(c.plan, last_first());
   if (place.count == 0) return;
   float weights[kBranches][kVec];
   load_weights(weights, c.weights, c.plan, place);
-  const Branches<scalar_t, kVec, true> branches(c.plan, c.x, place);
+  Branches<scalar_t, kVec, true> branches(c.plan, c.x, place);
   const int64_t pixels = static_cast<int64_t>(c.plan.height) * c.plan.width;
   scalar_t* const y = c.y + (place.image * pixels + place.first) * c.plan.channels + place.channel;
   Vector<scalar_t, kVec> x[kSplitTogether][kBranches];
-  walk_run(
-      c.plan, place, [&](int j, Pixel pixel) { branches.load(x[j], pixel); },
+  walk_run<kSplitTogether>(
+      c.plan, place, [&](int j, Pixel pixel) { branches.load_next(x[j], pixel); },
       [&](int j, int i, Pixel) {
         float sum[kVec] = {}, values[kVec];
 #pragma unroll
@@ -144,33 +153,34 @@ __global__ void __launch_bounds__(kSplitThreads, 2)
     split_backward_features_kernel(const __grid_constant__ SplitBackwardFeatures<scalar_t> b) {
   constexpr int kShifted = kBranches - 1;
   using vector_t = Vector<scalar_t, kVec>;
-  const SplitPlace place = SplitPlace::of_thread<kVec>(b.plan);
+  const SplitPlace place = SplitPlace::of_thread<kVec>(b.plan, last_first());
   if (place.count == 0) return;
   float weights[kBranches][kVec], da[kVec];
   load_weights(weights, b.weights, b.plan, place);
   load_floats(da, b.da + place.image * b.plan.channels + place.channel);
-  const Channels<scalar_t> gradients(b.dy, place.image, place.channel);
+  Channels<scalar_t> gradients(b.plan, b.dy, place);
   Neighbour sources[kShifted], takers[kShifted];
 #pragma unroll
   for (int k = 0; k < kShifted; ++k) {
     sources[k] = gradients.source(b.plan, k, place.channel);
-    takers[k] = {-sources[k].h, -sources[k].w, -sources[k].step};
+    takers[k] = sources[k].opposite(b.plan);
   }
   const int64_t pixels = static_cast<int64_t>(b.plan.height) * b.plan.width;
   const int64_t pitch = static_cast<int64_t>(kBranches) * b.plan.channels;
   scalar_t* const dx = b.dx + (place.image * pixels + place.first) * pitch + place.channel;
   vector_t own[kSplitTogether], taken[kSplitTogether][kShifted];
-  walk_run(
+  walk_run<kSplitTogether>(
       b.plan, place,
       [&](int j, Pixel pixel) {
-        const scalar_t* const from = gradients.at(pixel);
+        const scalar_t* const from = gradients.data();
 #pragma unroll
         for (int k = 0; k < kShifted; ++k) {
           // Where nobody took it, its own again: a load that may be left out would be waited for here.
-          taken[j][k] = vector_t::load(takers[k].is_inside(b.plan, pixel) ? from + takers[k].step : from);
+          taken[j][k] = vector_t::load(takers[k].is_inside(pixel) ? from + takers[k].step : from);
         }
         // Only now, or the compiler would see that it has been loaded, and choose between values.
         own[j] = vector_t::load(from);
+        gradients.leave(b.plan, pixel);
       },
       [&](int j, int i, Pixel pixel) {
         float own_values[kVec];
@@ -178,8 +188,8 @@ __global__ void __launch_bounds__(kSplitThreads, 2)
 #pragma unroll
         for (int k = 0; k < kBranches; ++k) {
           const bool is_shifted = k < kShifted;
-          const bool is_kept = !is_shifted || !sources[k].is_inside(b.plan, pixel);
-          const bool is_taken = is_shifted && takers[k].is_inside(b.plan, pixel);
+          const bool is_kept = !is_shifted || !sources[k].is_inside(pixel);
+          const bool is_taken = is_shifted && takers[k].is_inside(pixel);
           float values[kVec] = {};
           if (is_taken) to_floats(values, taken[j][k]);
           const float times = static_cast<float>(is_kept) + static_cast<float>(is_taken);

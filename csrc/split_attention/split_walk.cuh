@@ -17,8 +17,7 @@ constexpr int kSplitTogether = 2;  // pixels that a thread has in flight
 struct SplitPlan {
   int height, width, channels;
   int lanes, lines;
-  int chunks;
-  int64_t parts;
+  int chunks, parts;
 };
 
 struct Pixel {
@@ -27,82 +26,111 @@ struct Pixel {
 
 // What a thread of a block works on.
 struct SplitPlace {
-  int64_t image, part;
-  int64_t first;  // pixel
-  int count;      // pixels, 0 for a thread that is left over
+  int64_t image;
+  int part;
+  int first, count;  // pixels, none for a thread that is left over
   int lane, line, channel;
 
   template <int kVec>
-  static __device__ __forceinline__ SplitPlace of_thread(const SplitPlan& plan) {
+  static __device__ __forceinline__ SplitPlace of_thread(const SplitPlan& plan, unsigned block) {
     SplitPlace place;
     const int thread = static_cast<int>(threadIdx.x);
-    const int64_t block = blockIdx.x, part = block / plan.chunks;
-    place.image = part / plan.parts;
-    place.part = part - place.image * plan.parts;
+    const unsigned chunks = plan.chunks, parts = plan.parts, part = block / chunks;
+    place.image = part / parts;
+    place.part = static_cast<int>(part % parts);
     place.line = thread / plan.lanes;
     place.lane = thread - place.line * plan.lanes;
-    const int64_t channel = ((block - part * plan.chunks) * plan.lanes + place.lane) * kVec;
+    const int64_t channel = (static_cast<int64_t>(block % chunks) * plan.lanes + place.lane) * kVec;
     place.channel = static_cast<int>(channel);
-    place.first = (place.part * plan.lines + place.line) * kSplitRun;
-    const int64_t left = static_cast<int64_t>(plan.height) * plan.width - place.first;
+    const int run = place.part * plan.lines + place.line;
+    const int left = plan.height * plan.width - run * kSplitRun;
     const bool is_inside = place.line < plan.lines && channel < plan.channels && left > 0;
-    place.count = !is_inside ? 0 : left < kSplitRun ? static_cast<int>(left) : kSplitRun;
+    place.first = run * kSplitRun;
+    place.count = !is_inside ? 0 : left < kSplitRun ? left : kSplitRun;
     return place;
   }
 };
 
-// Calls load(j, pixel) for the next few pixels of a run, then use(j, i, pixel) for each, where it is the run's i-th.
-template <typename Load, typename Use>
+// Calls load(j, pixel) for the next kTogether pixels of a run, then use(j, i, pixel) for each, the run's i-th.
+template <int kTogether, typename Load, typename Use>
 __device__ __forceinline__ void walk_run(const SplitPlan& plan, const SplitPlace& place, Load&& load, Use&& use) {
-  const int64_t row = place.first / plan.width;
-  Pixel next{static_cast<int>(row), static_cast<int>(place.first - row * plan.width)};
-  for (int begin = 0; begin < place.count; begin += kSplitTogether) {
-    Pixel pixels[kSplitTogether];
+  Pixel next{place.first / plan.width, place.first % plan.width};
+#pragma unroll 1
+  for (int begin = 0; begin < place.count; begin += kTogether) {
+    Pixel pixels[kTogether];
 #pragma unroll
-    for (int j = 0; j < kSplitTogether; ++j) {
+    for (int j = 0; j < kTogether; ++j) {
       pixels[j] = next;
       if (++next.w == plan.width) next = {next.h + 1, 0};
       if (begin + j < place.count) load(j, pixels[j]);
     }
 #pragma unroll
-    for (int j = 0; j < kSplitTogether; ++j) {
+    for (int j = 0; j < kTogether; ++j) {
       if (begin + j < place.count) use(j, begin + j, pixels[j]);
     }
   }
 }
 
-// From a pixel to a neighbour, or to itself.
+// Leaves a value in its register: the compiler would rather compute it again for every pixel.
+__device__ __forceinline__ void keep([[maybe_unused]] int& value) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+r"(value));
+#endif
+}
+__device__ __forceinline__ void keep([[maybe_unused]] int64_t& value) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(value));
+#endif
+}
+
+// From a pixel to a neighbour on one axis.
 struct Neighbour {
-  int h, w;
+  bool along_h;
+  int border;    // the row or column whose pixels have no such neighbour
   int64_t step;  // in memory, in elements
 
-  __device__ __forceinline__ bool is_inside(const SplitPlan& plan, Pixel pixel) const {
-    return static_cast<unsigned>(pixel.h + h) < static_cast<unsigned>(plan.height) &&
-           static_cast<unsigned>(pixel.w + w) < static_cast<unsigned>(plan.width);
+  __device__ __forceinline__ bool is_inside(Pixel pixel) const { return (along_h ? pixel.h : pixel.w) != border; }
+  __device__ __forceinline__ Neighbour opposite(const SplitPlan& plan) const {
+    return {along_h, border > 0 ? 0 : (along_h ? plan.height : plan.width) - 1, -step};
   }
 };
 
-// An image's channels from one on, with where each branch takes them from.
+// An image's channels from one on, at one pixel of a run after the other.
 template <typename scalar_t>
-struct Channels {
-  const scalar_t* data;
-  int64_t row_stride, column_stride;
-
-  __device__ __forceinline__ Channels(const FeatureView& view, int64_t image, int channel)
-      : data(static_cast<const scalar_t*>(view.data) + image * view.image_stride + channel),
-        row_stride(view.row_stride),
-        column_stride(view.column_stride) {}
-
-  __device__ __forceinline__ const scalar_t* at(Pixel pixel) const {
-    return data + pixel.h * row_stride + pixel.w * column_stride;
+class Channels {
+ public:
+  __device__ __forceinline__ Channels(const SplitPlan& plan, const FeatureView& view, const SplitPlace& place)
+      : row_stride_(view.row_stride),
+        column_stride_(view.column_stride),
+        new_row_(view.row_stride - (plan.width - 1) * view.column_stride) {
+    const int row = place.first / plan.width, column = place.first % plan.width;
+    keep(new_row_);
+    data_ = static_cast<const scalar_t*>(view.data) + place.image * view.image_stride + row * row_stride_ +
+            column * column_stride_ + place.channel;
   }
 
+  __device__ __forceinline__ const scalar_t* data() const { return data_; }
+  __device__ __forceinline__ void leave(const SplitPlan& plan, Pixel pixel) {
+    data_ += pixel.w == plan.width - 1 ? new_row_ : column_stride_;
+  }
+
+  // Where a branch takes these channels from.
   __device__ __forceinline__ Neighbour source(const SplitPlan& plan, int branch, int channel) const {
     int group = 0;
-    while (group + 1 < kGroups && channel >= group_start(group + 1, plan.channels)) ++group;
+#pragma unroll
+    for (int i = 1; i < kGroups; ++i) group += channel >= group_start(i, plan.channels);
     const Offset offset = source_of(branch, group);
-    return {static_cast<int>(offset.h), static_cast<int>(offset.w), offset.h * row_stride + offset.w * column_stride};
+    const bool along_h = offset.h != 0, is_before = offset.h + offset.w < 0;
+    const int64_t stride = along_h ? row_stride_ : column_stride_;
+    Neighbour source{along_h, is_before ? 0 : (along_h ? plan.height : plan.width) - 1, is_before ? -stride : stride};
+    keep(source.border);
+    keep(source.step);
+    return source;
   }
+
+ private:
+  const scalar_t* data_;
+  int64_t row_stride_, column_stride_, new_row_;
 };
 
 // kVec neighbouring elements, one by one if they are not aligned.
@@ -122,27 +150,27 @@ __device__ __forceinline__ Vector<scalar_t, kVec> load_vector(const scalar_t* fr
   }
 }
 
-// The branches of x at a pixel, two of them shifted.
+// The branches of x, two of them shifted, at one pixel of a run after the other.
 template <typename scalar_t, int kVec, bool kAligned>
 class Branches {
  public:
   using vector_t = Vector<scalar_t, kVec>;
 
   __device__ __forceinline__ Branches(const SplitPlan& plan, const FeatureView& x, const SplitPlace& place)
-      : plan_(plan), channels_(x, place.image, place.channel) {
+      : plan_(plan), channels_(plan, x, place) {
 #pragma unroll
     for (int k = 0; k < kBranches - 1; ++k) sources_[k] = channels_.source(plan, k, place.channel);
   }
 
-  __device__ __forceinline__ void load(vector_t (&to)[kBranches], Pixel pixel) const {
-    const scalar_t* const own = channels_.at(pixel);
+  __device__ __forceinline__ void load_next(vector_t (&to)[kBranches], Pixel pixel) {
 #pragma unroll
     for (int k = 0; k < kBranches; ++k) {
-      const scalar_t* from = own + static_cast<int64_t>(k) * plan_.channels;
+      const scalar_t* from = channels_.data() + static_cast<int64_t>(k) * plan_.channels;
       // Beyond the border it is the border's own.
-      if (k < kBranches - 1 && sources_[k].is_inside(plan_, pixel)) from += sources_[k].step;
+      if (k < kBranches - 1 && sources_[k].is_inside(pixel)) from += sources_[k].step;
       to[k] = load_vector<kAligned, kVec>(from);
     }
+    channels_.leave(plan_, pixel);
   }
 
  private:

@@ -1,9 +1,10 @@
 // Runs the CUDA kernels of the shifted split attention under the emulator:
 //   split_attention_emulated PROBLEMS INPUT OUTPUT
-// Each line of PROBLEMS: element type, sizes B H W C, strides of images, rows and columns of x and its offset, the same
-// of dy, the offset of weights, da and the outputs, seed. INPUT holds the elements of x (B, H, W, 3C), dy, weights
-// (B, 3, C) and da (B, C) of all problems in row-major order, the last two in float32. OUTPUT holds the sums, y,
-// dweights and dx.
+// Each line of PROBLEMS: element type, sizes B H W C, hidden size, strides of images, rows and columns of x and its
+// offset, the same of dy, the offset of the rest, seed. INPUT holds the elements of x (B, H, W, 3C), dy, weights (B, 3,
+// C) and da (B, C), both in float32, weight1 and weight2 of all problems in row-major order. OUTPUT holds the sums, y,
+// dweights and dx; of the gate the sums and the weights; of its gradient, at those sums and the given weights, da and,
+// in the features' type, total, hidden, dinner and dlogits.
 #include <sstream>
 #include <string>
 
@@ -70,7 +71,8 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   std::istringstream words(problem);
   int type;
   SplitAttentionShape shape{};
-  words >> type >> shape.batch >> shape.height >> shape.width >> shape.channels;
+  int64_t hidden_size;
+  words >> type >> shape.batch >> shape.height >> shape.width >> shape.channels >> hidden_size;
   shape.type = static_cast<mixer_kernels::ElementType>(type);
   constexpr int kBranches = mixer_kernels::kBranches;
   const int size = mixer_kernels::element_size(shape.type);
@@ -86,6 +88,10 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   dy.read(input);
   weights.read(input);
   da.read(input);
+  Dense weight1(hidden_size * shape.channels, size, 0);
+  Dense weight2(kBranches * shape.channels * hidden_size, size, 0);
+  weight1.read(input);
+  weight2.read(input);
   if (!input) die("the input is too short", problem);
 
   const auto sum = [&](const auto& call, float* to) {
@@ -98,10 +104,26 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   mixer_kernels::run_split_combine(shape, x.view(), weights.floats(), y.data(), launch);
   sum(mixer_kernels::SplitSumsCall<true>(shape), dweights.floats());
   mixer_kernels::run_split_backward_features(shape, dy.view(), weights.floats(), da.floats(), dx.data(), launch);
+  const mixer_kernels::SplitGateCall gate(shape, hidden_size);
+  Memory workspace(gate.workspace_bytes());
+  Dense total(columns, sizeof(float), 0), gates(kBranches * columns, sizeof(float), offset);
+  gate.run(x.view(), weight1.data(), weight2.data(), total.floats(), gates.floats(), workspace.data(), launch);
+  const mixer_kernels::SplitGateBackwardCall backward_gate(shape, hidden_size);
+  Memory backward_workspace(backward_gate.workspace_bytes());
+  Dense from_gate(columns, sizeof(float), offset), own_total(columns, size, offset);
+  Dense hidden(shape.batch * hidden_size, size, offset), dinner(shape.batch * hidden_size, size, offset);
+  Dense dlogits(kBranches * columns, size, offset);
+  backward_gate.run(dy.view(), x.view(), {total.floats(), weights.floats(), weight1.data(), weight2.data()},
+                    from_gate.floats(), {own_total.data(), hidden.data(), dinner.data(), dlogits.data()},
+                    backward_workspace.data(), launch);
   sums.write(output);
   y.write(output);
   dweights.write(output);
   dx.write(output);
+  total.write(output);
+  gates.write(output);
+  from_gate.write(output);
+  for (Dense* factor : {&own_total, &hidden, &dinner, &dlogits}) factor->write(output);
 }
 
 }  // namespace

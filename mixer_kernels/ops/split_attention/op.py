@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from mixer_kernels.ops import _backend, _checks
 from mixer_kernels.ops.split_attention import native_impl, reference, triton_impl
@@ -26,8 +25,7 @@ class ShiftedSplitAttentionFunction(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor, backend: str) -> torch.Tensor:
         """Map (B, H, W, 3C) to (B, H, W, C)."""
         kernels = IMPLEMENTATIONS[backend]
-        total = kernels.sums(x)
-        weights = _weights(total, weight1, weight2)
+        total, weights = kernels.gate(x, weight1, weight2)
         ctx.save_for_backward(x, weight1, weight2, total, weights)
         ctx.backend = backend
         return kernels.combine(x, weights)
@@ -39,20 +37,10 @@ class ShiftedSplitAttentionFunction(torch.autograd.Function):
         x, weight1, weight2, total, weights = ctx.saved_tensors
         kernels = IMPLEMENTATIONS[ctx.backend]
         wants_x, wants_weight1, wants_weight2, _ = ctx.needs_input_grad
-        # Autograd's own steps, but for the hidden layer, which is recomputed.
-        dweights = kernels.backward_weights(dy, x)
-        dlogits = torch.ops.aten._softmax_backward_data(dweights, weights, 1, weights.dtype).flatten(1).to(x.dtype)
-        total = total.to(x.dtype)
-        inner = F.linear(total, weight1)
-        dx = dweight1 = dweight2 = None
-        if wants_weight2:
-            dweight2 = dlogits.mT @ F.gelu(inner)
-        if wants_x or wants_weight1:
-            dinner = torch.ops.aten.gelu_backward(dlogits @ weight2, inner)
-            if wants_weight1:
-                dweight1 = dinner.mT @ total
-            if wants_x:
-                dx = kernels.backward_features(dy, weights, (dinner @ weight1).to(weights.dtype))
+        gradient = kernels.backward_gate(dy, x, total, weights, weight1, weight2)
+        dx = kernels.backward_features(dy, weights, gradient.da) if wants_x else None
+        dweight1 = gradient.dinner.mT @ gradient.total if wants_weight1 else None
+        dweight2 = gradient.dlogits.mT @ gradient.hidden if wants_weight2 else None
         return dx, dweight1, dweight2, None
 
 
@@ -102,15 +90,10 @@ def shifted_split_attention(
     if _checks.needs_grad(x, weight1, weight2):
         return ShiftedSplitAttentionFunction.apply(x, weight1, weight2, name)
     kernels = IMPLEMENTATIONS[name]
-    return kernels.combine(x, _weights(kernels.sums(x), weight1, weight2))
+    _, weights = kernels.gate(x, weight1, weight2)
+    return kernels.combine(x, weights)
 
 
 def why_not(device: torch.device) -> dict[str, str | None]:
     """Return, for each backend, None if it runs this op on the device, else the reason."""
     return _backend.reasons(IMPLEMENTATIONS, device)
-
-
-def _weights(total: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor) -> torch.Tensor:
-    """Return the weights of the branches, (B, 3, C), in the dtype of the sums."""
-    hidden = F.gelu(F.linear(total.to(weight1.dtype), weight1))
-    return F.linear(hidden, weight2).unflatten(1, (3, -1)).softmax(1, dtype=total.dtype)

@@ -13,7 +13,7 @@ import torch
 from mixer_kernels.ops import _triton, _triton_cases
 from mixer_kernels.ops._triton_cases import Case
 from mixer_kernels.ops._triton_launch import Launch, run
-from mixer_kernels.ops.split_attention import _fake, _triton_launch
+from mixer_kernels.ops.split_attention import _fake, _gate, _triton_launch
 from mixer_kernels.ops.split_attention._triton_kernels import SIZES
 
 
@@ -31,6 +31,12 @@ def sums(x: torch.Tensor) -> torch.Tensor:
         return _triton_launch.sums(run, x)
 
 
+def gate(x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums and the weights of the branches that follow from them, (B, C) and (B, 3, C)."""
+    total = sums(x)
+    return total, _gate.weights_of(total, weight1, weight2)
+
+
 @torch.library.custom_op("mixer_kernels::split_attention_triton_combine", mutates_args=())
 def combine(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the sum of the branches, two of them shifted, each times its weights: (B, H, W, C)."""
@@ -43,6 +49,18 @@ def backward_weights(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return the sum over the pixels of ``dy`` times each branch, two of them shifted: (B, 3, C)."""
     with torch.cuda.device_of(x):
         return _triton_launch.backward_weights(run, dy, x)
+
+
+def backward_gate(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    total: torch.Tensor,
+    weights: torch.Tensor,
+    weight1: torch.Tensor,
+    weight2: torch.Tensor,
+) -> _gate.Gradient:
+    """Return the gradient of the sums, and the factors of the matrices' gradients."""
+    return _gate.gradient_of(backward_weights(dy, x), total, weights, weight1, weight2)
 
 
 @torch.library.custom_op("mixer_kernels::split_attention_triton_bwd_features", mutates_args=())
