@@ -119,6 +119,8 @@ def all_problems() -> list[Problem]:
         ((1, 2, 30, 24), (7, 7)),
         ((1, 1, 32, 18), (17, 5)),
         ((1, 3, 33, 34), (5, 9)),
+        ((1, 16, 32, 32), (9, 9)),
+        ((1, 8, 32, 26), (31, 31)),
         ((2, 3, 1, 1), (9, 9)),
         ((1, 130, 2, 3), (3, 3)),  # several boxes of channels on the floating-point units
         ((1, 40, 1, 1), (1, 1)),
@@ -130,6 +132,7 @@ def all_problems() -> list[Problem]:
         ((1, 1, 4, 17), (63, 63)),
         ((1, 1, 3, 4), (2, 25)),
         ((1, 2, 5, 30), (1, 41)),
+        ((1, 1, 2, 320), (1, 321)),  # more vectors in a row than threads of a warp
     ]
     result = [Problem(x, kernel, layout, activation=(i + j) % 4) for i, (x, kernel) in enumerate(both)
               for j, layout in enumerate(BOTH)]  # fmt: skip
@@ -157,6 +160,9 @@ def all_problems() -> list[Problem]:
             # Many shares of the weight's gradient, fewer boxes than shares.
             Problem((7, 2, 3, 3), (9, 9), layout, multiprocessors=3),
             Problem((3, 2, 5, 6), (3, 3), layout, stride=(2, 2), padding=(1, 1, 1, 1), multiprocessors=9),
+            # Several images of a block on the tensor cores, fewer in the last.
+            Problem((53, 3, 4, 5), (5, 5), layout),
+            Problem((49, 8, 3, 8), (7, 7), layout),
         ]
         result += [
             Problem((1, 2, 19, 22), kernel, layout, activation=NONE, absent=PARAMETERS, infinite=True)

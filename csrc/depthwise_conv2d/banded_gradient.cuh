@@ -20,17 +20,19 @@ constexpr int kProducts = kBandDepth * kBandColumns;
 // product; the runs lie as in banded_convolution.cuh. Element (i, j) belongs to column 16 step + i - j of the kernel.
 //
 // dz is multiplied beyond its box, too, where it is zero: an x that is not finite may reach more taps than it should.
+// Returns the sum of the thread's share of dz.
 template <typename scalar_t>
-__device__ __forceinline__ void multiply_box(float (&sums)[kGradientRows][4], const TapGradient& g, const scalar_t* x,
-                                             const scalar_t* dz) {
+__device__ __forceinline__ float multiply_box(float (&sums)[kGradientRows][4], const TapGradient& g, const scalar_t* x,
+                                              const scalar_t* dz) {
   const int lane = static_cast<int>(threadIdx.x) % 32, matrix = lane / 8;
-  const auto row_of = [&](int line) { return line / g.column_blocks * g.row_steps; };
-  const auto column_of = [&](int line) { return line % g.column_blocks * kBandColumns; };
+  const auto place_of = [&](int line, int pitch) {
+    return line / g.column_blocks * (g.row_steps * pitch + g.gap) + line % g.column_blocks * kBandColumns;
+  };
 
   // Both operands lie across: their layers are rows of memory.
   uint32_t outputs[kBandRows][2];
   const int dz_line = lane % 8 + matrix % 2 * 8;
-  const scalar_t* dz_row = dz + (row_of(dz_line) + matrix / 2) * g.dz_pitch + column_of(dz_line);
+  const scalar_t* dz_row = dz + place_of(dz_line, g.dz_pitch) + matrix / 2 * g.dz_pitch;
 #pragma unroll
   for (int o = 0; o < kBandRows; o += 2) {
     if (o >= g.row_steps) break;
@@ -39,14 +41,22 @@ __device__ __forceinline__ void multiply_box(float (&sums)[kGradientRows][4], co
     outputs[o][0] = pair[0], outputs[o][1] = pair[1];
     outputs[o + 1][0] = pair[2], outputs[o + 1][1] = pair[3];
   }
+  float sum = 0.0f;
+#pragma unroll
+  for (int o = 0; o < kBandRows; ++o) {
+    if (o >= g.row_steps) break;
+    float values[4];
+    to_floats(values, Vector<scalar_t, 4>{outputs[o][0] | static_cast<uint64_t>(outputs[o][1]) << 32});
+    sum += values[0] + values[1] + (values[2] + values[3]);
+  }
   const int x_line = lane % 8 + matrix / 2 * 8;
-  const scalar_t* x_row = x + row_of(x_line) * g.x_pitch + column_of(x_line) + matrix % 2 * 8;
+  const scalar_t* x_row = x + place_of(x_line, g.x_pitch) + matrix % 2 * 8;
 #pragma unroll
   for (int row = 0; row < kGradientRows + kBandRows - 1; ++row) {
     // The conditions are the same in all threads.
     if (row >= g.rows_of_unit + g.row_steps - 1) break;
     uint32_t inputs[4];
-    ldmatrix_transposed(inputs, x_row + row * g.x_pitch);
+    ldmatrix_transposed(inputs, x_row + row * g.x_pitch + row / 8 * g.gap);
 #pragma unroll
     for (int o = 0; o < kBandRows; ++o) {
       const int kh = row - o;
@@ -54,6 +64,7 @@ __device__ __forceinline__ void multiply_box(float (&sums)[kGradientRows][4], co
       if (o < g.row_steps && kh < g.rows_of_unit) mma<scalar_t>(sums[kh], inputs, outputs[o]);
     }
   }
+  return sum;
 }
 
 // A block walks over its share of the boxes of some channels. A warp keeps a few rows of the kernel of one channel, and
@@ -74,21 +85,19 @@ __global__ void __launch_bounds__(kBandedGradientThreads, 2)
   const bool is_used = channel < g.grid.box_channels && first_kh < g.kernel_h;
 
   auto* shared = dynamic_shared<scalar_t>();
-  const SharedTile<scalar_t> x{shared, g.x_slot, g.x_pitch};
-  const SharedTile<scalar_t> dz{shared + g.grid.box_channels * g.x_slot, g.dz_slot, g.dz_pitch};
+  const SharedTile<scalar_t> x{shared, g.x_slot, g.x_pitch, g.gap};
+  const SharedTile<scalar_t> dz{shared + g.grid.box_channels * g.x_slot, g.dz_slot, g.dz_pitch, g.gap};
   float sums[kGradientRows][4] = {}, bias_sum = 0.0f;
   const int64_t boxes = g.grid.boxes_of_channels();
-  for (int64_t place = boxes * split / g.splits; place < boxes * (split + 1) / g.splits; ++place) {
-    const Box box = g.grid.box(channel_box, place);
-    load_boxes<kBandedGradientThreads, scalar_t>(g, box, x, dz);
+  const int64_t first = boxes * split / g.splits, end = boxes * (split + 1) / g.splits;
+  for (int64_t place = first; place < end; ++place) {
+    Box box = g.grid.box(channel_box, place);
+    // Registers are short: what follows from the box is computed anew each time.
+    forget(box.channels), forget(box.rows), forget(box.columns);
+    load_boxes<kBandedGradientThreads, scalar_t>(g, box, x, dz, place > first && g.grid.boxes_of_image() == 1);
     if (!is_used) continue;
-    multiply_box(sums, g, x.pixel(channel, first_kh, part * kBandDepth), dz.pixel(channel, 0, 0));
-    if (unit > 0 || channel >= box.channels) continue;
-    float box_sum = 0.0f;
-    for (BoxWalk walk(lane, 32, box.columns, box.rows); walk.outer == 0; walk.advance()) {
-      box_sum += to_acc(*dz.pixel(channel, walk.middle, walk.inner));
-    }
-    bias_sum += box_sum;
+    const float sum = multiply_box(sums, g, x.pixel(channel, first_kh, part * kBandDepth), dz.pixel(channel, 0, 0));
+    if (unit == 0) bias_sum += sum;
   }
   bias_sum = warp_sum(bias_sum);
 

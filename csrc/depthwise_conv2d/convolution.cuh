@@ -32,8 +32,9 @@ struct Convolution {
   // the products. In bytes.
   int slot, weight_slot;
   int pitch, weight_pitch, out_pitch;  // in elements
-  // Of the tensor cores' path: blocks of 8 columns next to each other, and steps of 16 inputs.
-  int column_blocks, row_steps, depth_steps;
+  // Of the tensor cores' path: 1 << column_shift blocks of 8 columns next to each other, steps of 16 inputs, columns
+  // that a tile of inputs has in front of them, elements between its blocks of 8 rows, and images of a block.
+  int column_shift, row_steps, depth_steps, lead, gap, images;
 };
 
 // The channels' weights into shared memory, flipped if need be: rows of `pitch` elements, channels `slot` apart.
@@ -41,10 +42,15 @@ template <int kThreads, typename scalar_t, typename stored_t>
 __device__ __forceinline__ void load_weights(const Convolution& c, const Box& box, const SharedTile<stored_t>& to) {
   const auto* from =
       static_cast<const scalar_t*>(c.weight) + static_cast<int64_t>(box.channel) * c.kernel_h * c.kernel_w;
-  for_places<kThreads, 1>(false, box.channels, c.kernel_h, c.kernel_w, [&](int channel, int row, int column) {
-    const int tap = row * c.kernel_w + column, taps = c.kernel_h * c.kernel_w;
-    *to.pixel(channel, row, column) = stored_as<stored_t>(from[channel * taps + (c.flipped ? taps - 1 - tap : tap)]);
-  });
+  for_places_ahead<kThreads, 1, kLoadsAhead>(
+      false, box.channels, c.kernel_h, c.kernel_w,
+      [&](int channel, int row, int column) {
+        const int tap = row * c.kernel_w + column, taps = c.kernel_h * c.kernel_w;
+        return from[channel * taps + (c.flipped ? taps - 1 - tap : tap)];
+      },
+      [&](scalar_t weight, int channel, int row, int column) {
+        *to.pixel(channel, row, column) = stored_as<stored_t>(weight);
+      });
 }
 
 // What follows the products of one channel; in shared memory, where every output meets it.
@@ -58,7 +64,7 @@ __device__ __forceinline__ const ChannelEpilogue* load_epilogues(const Convoluti
   const ChannelParameter bias{c.bias, false};
   auto* to = reinterpret_cast<ChannelEpilogue*>(dynamic_shared<unsigned char>() +
                                                 c.grid.box_channels * (c.slot + c.weight_slot));
-  for (int i = static_cast<int>(threadIdx.x); i < box.channels; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < box.channels; i += threads_of_block<kThreads>()) {
     const int channel = box.channel + i;
     to[i] = {channel_value<scalar_t>(bias, channel, 0.0f), channel_value<scalar_t>(c.scale, channel, 1.0f),
              channel_value<scalar_t>(c.shift, channel, 0.0f)};

@@ -61,7 +61,9 @@ class ConvolutionCall {
         }
         launch(kernel, c_.grid.boxes(), kSlidingThreads, shared, c_);
       } else if constexpr (sizeof(scalar_t) == 2) {
-        launch(&banded_convolution_kernel<scalar_t>, c_.grid.boxes(), kBandedThreads, shared, c_);
+        const int64_t blocks = c_.grid.boxes() / a_.batch * divide_up(a_.batch, c_.images);
+        const int threads = c_.grid.box_channels > kFewChannels ? kMostBandedThreads : 32 * kFewChannels;
+        launch(&banded_convolution_kernel<scalar_t>, blocks, threads, shared, c_);
       }
     });
     if (a_.mean != nullptr) {
@@ -75,26 +77,38 @@ class ConvolutionCall {
     return static_cast<int64_t>(c_.slot) + c_.weight_slot + static_cast<int64_t>(sizeof(ChannelEpilogue));
   }
 
+  static constexpr int kFewChannels = 4;  // on the tensor cores: of a block of four warps
+
   // Cuts the outputs, or says that one channel's box does not fit.
-  bool plan_boxes(Path path, int64_t useful_channels, Extent box) {
+  bool plan_boxes(Path path, int64_t useful_channels, Extent box, int64_t room = kGoodShared) {
     if (bytes_of_channel() > kMostShared) return false;
     path_ = path;
     const int64_t vec = 16 / element_size(a_.type);
     c_.grid = plan_grid(a_.batch, a_.channels, a_.out,
-                        channels_of_box(a_.channels, useful_channels, bytes_of_channel(), vec), box);
+                        channels_of_box(a_.channels, useful_channels, bytes_of_channel(), vec, room), box);
     return true;
   }
 
   bool plan_banded() {
-    const Extent box{even_part(a_.out.h, 32), even_part(a_.out.w, 32)};
-    const BandPlan plan(box, a_.geometry.kernel);
-    c_.column_blocks = plan.column_blocks, c_.row_steps = plan.row_steps, c_.depth_steps = plan.depth_steps;
+    const Extent box{even_part(a_.out.h, 32), even_part(a_.out.w, 32)}, kernel = a_.geometry.kernel;
+    const BandPlan plan(box, kernel);
+    c_.column_shift = plan.column_shift, c_.row_steps = plan.row_steps, c_.depth_steps = plan.depth_steps;
+    c_.lead = plan.lead(c_.offset_w, kernel), c_.gap = plan.gap();
     c_.pitch = plan.input_pitch(), c_.out_pitch = plan.output_pitch();
-    c_.weight_pitch = kBandBorder + kBandDepth * c_.depth_steps;
-    c_.slot = to_int(std::max((plan.rows + a_.geometry.kernel.h - 1) * c_.pitch * 2, plan.rows * c_.out_pitch * 4));
-    c_.weight_slot = to_int(a_.geometry.kernel.h * c_.weight_pitch * 2);
-    // Where neighbours are channels, 16 of them are a sector of memory. Else few are enough for four warps.
-    return plan_boxes(Path::kBanded, c_.x.along_channels ? 16 : 8, box);
+    c_.weight_pitch = kBandDepth * c_.depth_steps;
+    const int64_t rows = plan.rows + kernel.h - 1;
+    c_.slot = to_int(std::max((rows * c_.pitch + rows / 8 * c_.gap) * 2, plan.rows * c_.out_pitch * 4));
+    c_.weight_slot = to_int((kBandBorder + kernel.h * c_.weight_pitch) * 2);
+    // Where neighbours are channels, 16 of them are a sector of memory, and a vector is the least. Else a warp's each.
+    int64_t useful = kFewChannels;
+    if (c_.x.along_channels || is_along_channels(a_.y, a_.channels)) {
+      useful = 16 * bytes_of_channel() <= kGoodShared ? 16 : 8 * bytes_of_channel() <= kMostShared ? 8 : kFewChannels;
+    }
+    if (!plan_boxes(Path::kBanded, useful, box, kMostShared)) return false;
+    // Several images of a block share its weights, as long as there are blocks enough to spread evenly.
+    constexpr int64_t kBlocksEach = 24;
+    c_.images = to_int(std::min(a_.batch, divide_up(c_.grid.boxes(), kBlocksEach * a_.multiprocessors)));
+    return true;
   }
 
   bool plan_sliding() {

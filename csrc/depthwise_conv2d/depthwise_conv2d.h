@@ -35,6 +35,7 @@ struct ConvolutionArguments {
   Activation activation;
   MapView y;
   float *mean, *var;  // of the activated values, (C); if not null, y is conv(x) + bias
+  int multiprocessors;
 };
 
 struct WeightGradientArguments {

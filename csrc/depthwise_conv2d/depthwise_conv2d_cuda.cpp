@@ -44,7 +44,8 @@ MapView output_map(const at::Tensor& t) {
 
 ChannelParameter parameter(const at::Tensor& t) { return {data_of(t), t.defined() && t.scalar_type() == at::kFloat}; }
 
-void convolve(const at::Tensor& x, const ConvolutionArguments& arguments) {
+void convolve(const at::Tensor& x, ConvolutionArguments arguments) {
+  arguments.multiprocessors = multiprocessors_of(x);
   const at::Tensor workspace = empty_workspace(x, depthwise_conv2d_workspace(arguments));
   depthwise_conv2d_cuda(arguments, workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();

@@ -50,8 +50,9 @@ class EpilogueSumsCall {
  public:
   EpilogueSumsCall(const EpilogueArguments& arguments, void* base) : a_(arguments), workspace_(base) {
     // Long enough to outweigh what a sum takes to finish, and short enough for its digits.
-    constexpr int64_t kPixels = 2048, kRows = 256;
-    splits_ = a_.channels_last ? divide_up(a_.batch * a_.pixels, kRows) : divide_up(a_.pixels, kPixels);
+    constexpr int64_t kPixels = 2048;
+    const int64_t rows = a_.type == ElementType::kFloat ? 64 : 256;
+    splits_ = a_.channels_last ? divide_up(a_.batch * a_.pixels, rows) : divide_up(a_.pixels, kPixels);
     terms_ = a_.channels_last ? splits_ : splits_ * a_.batch;
     dy_terms_ = workspace_.take<float>(terms_ * a_.channels);
     act_terms_ = workspace_.take<float>(terms_ * a_.channels);

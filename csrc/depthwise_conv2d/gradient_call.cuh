@@ -63,13 +63,13 @@ class TapGradientCall {
   }
 
   // Cuts dz, or says that one channel's box does not fit. `bytes`: of an element in shared memory.
-  bool plan_boxes(Path path, int64_t useful_channels, Extent box, int64_t bytes) {
+  bool plan_boxes(Path path, int64_t useful_channels, Extent box, int64_t bytes, int64_t room = kGoodShared) {
     const int64_t bytes_of_channel = (static_cast<int64_t>(g_.x_slot) + g_.dz_slot) * bytes;
     if (bytes_of_channel > kMostShared) return false;
     path_ = path;
     const int64_t vec = 16 / element_size(a_.type);
     g_.grid = plan_grid(a_.batch, a_.channels, a_.out,
-                        channels_of_box(a_.channels, useful_channels, bytes_of_channel, vec), box);
+                        channels_of_box(a_.channels, useful_channels, bytes_of_channel, vec, room), box);
     g_.x.has_vectors &= !g_.x.along_channels || fits_vectors(g_.grid, true, vec);
     g_.dz.has_vectors &= !g_.dz.along_channels || fits_vectors(g_.grid, true, vec);
     g_.splits = splits_of(static_cast<int64_t>(g_.grid.channel_boxes) * g_.tap_blocks, g_.grid.boxes_of_channels());
@@ -84,13 +84,18 @@ class TapGradientCall {
     const int64_t row_units = divide_up(kernel.h, kGradientRows);
     g_.rows_of_unit = to_int(divide_up(kernel.h, row_units));
     const int64_t units = row_units * g_.parts;
-    g_.tap_blocks = to_int(divide_up(units, kBandedGradientWarps));
+    // Where neighbours are channels, blocks of several of them, each with one unit, rather than blocks of all units.
+    const bool by_channels = g_.x.along_channels && units > kBandedGradientWarps / 2;
+    g_.tap_blocks = to_int(by_channels ? units : divide_up(units, kBandedGradientWarps));
     g_.units_of_block = to_int(divide_up(units, g_.tap_blocks));
+    // A unit's rows must begin where a block of 8 of them does.
+    g_.gap = row_units == 1 || g_.rows_of_unit % 8 == 0 ? plan.gap() : 0;
     g_.x_pitch = plan.input_pitch(), g_.dz_pitch = plan.output_pitch();
-    g_.x_slot = to_int((plan.rows + row_units * g_.rows_of_unit - 1) * g_.x_pitch);
+    const int64_t x_rows = plan.rows + row_units * g_.rows_of_unit - 1;
+    g_.x_slot = to_int(x_rows * g_.x_pitch + x_rows / 8 * g_.gap);
     // Rows of dz are read in pairs.
-    g_.dz_slot = to_int((plan.rows + 1) * g_.dz_pitch);
-    return plan_boxes(Path::kBanded, kBandedGradientWarps / g_.units_of_block, box, 2);
+    g_.dz_slot = to_int((plan.rows + 1) * g_.dz_pitch + plan.rows / 8 * g_.gap);
+    return plan_boxes(Path::kBanded, kBandedGradientWarps / g_.units_of_block, box, 2, kMostShared);
   }
 
   bool plan_sliding() {

@@ -45,8 +45,9 @@ inline bool has_vectors(const MapView& view, int size, int64_t batch, int64_t ch
 }
 
 // How many channels a block takes: as many as are useful and fit, whole vectors where there are any.
-inline int64_t channels_of_box(int64_t channels, int64_t useful, int64_t bytes_of_channel, int64_t vec) {
-  const int64_t fit = std::max<int64_t>(std::min(useful, kGoodShared / bytes_of_channel), 1);
+inline int64_t channels_of_box(int64_t channels, int64_t useful, int64_t bytes_of_channel, int64_t vec,
+                               int64_t room = kGoodShared) {
+  const int64_t fit = std::max<int64_t>(std::min(useful, room / bytes_of_channel), 1);
   return std::min(channels, fit >= vec ? fit / vec * vec : fit);
 }
 
@@ -87,16 +88,31 @@ inline bool is_wide(Extent kernel) {
 
 // How runs of 8 outputs of a box make 16 lines of a product, and how many steps of 16 inputs they reach over.
 struct BandPlan {
-  int column_blocks, row_steps, depth_steps;
+  int column_shift, column_blocks;  // the blocks are 1 << column_shift
+  int row_steps, depth_steps;
   int64_t rows;  // of outputs
 
   BandPlan(Extent box, Extent kernel)
-      : column_blocks(box.w <= 8    ? 1
-                      : box.w <= 16 ? 2
-                                    : 4),
+      : column_shift(box.w <= 8    ? 0
+                     : box.w <= 16 ? 1
+                                   : 2),
+        column_blocks(1 << column_shift),
         row_steps(to_int(divide_up(box.h * column_blocks, kBandLines))),
         depth_steps(to_int(divide_up(kernel.w + kBandColumns - 1, kBandDepth))),
         rows(static_cast<int64_t>(kBandLines) / column_blocks * row_steps) {}
+
+  // Elements after each 8 rows, so that the lines of an ldmatrix, 8 rows apart, lie in different banks.
+  int gap() const { return row_steps == kBandRows ? kBandColumns * column_blocks : 0; }
+  // Columns of zero weights in front of the kernel, so that inputs of a row whose first one has column -offset go into
+  // shared memory in the largest pieces: as many as the band has left over.
+  int lead(int offset, Extent kernel) const {
+    const int most = kBandDepth * depth_steps - to_int(kernel.w) - (kBandColumns - 1);
+    for (int piece = 8; piece > 1; piece /= 2) {
+      const int lead = (piece - (offset % piece + piece) % piece) % piece;
+      if (lead <= most) return lead;
+    }
+    return 0;
+  }
 
   int input_pitch() const { return kBandColumns * (column_blocks - 1) + kBandDepth * depth_steps; }
   int output_pitch() const { return kBandColumns * column_blocks; }

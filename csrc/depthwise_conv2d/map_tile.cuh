@@ -22,6 +22,12 @@ struct Map {
     return static_cast<scalar_t*>(view.data) + image * view.image_stride + channel * view.channel_stride +
            row * view.row_stride + column * view.column_stride;
   }
+
+  // How far a pixel is from another one in front of it, above it and to the left: cheaper than two whole addresses.
+  __device__ __forceinline__ int64_t distance(int channels, int rows, int columns) const {
+    const auto wide = [](int count) { return static_cast<int64_t>(static_cast<uint32_t>(count)); };
+    return wide(channels) * view.channel_stride + wide(rows) * view.row_stride + wide(columns) * view.column_stride;
+  }
 };
 
 // Part of an image. It may reach beyond the map.
@@ -63,7 +69,7 @@ struct BoxGrid {
 // Walks over the places of a box, `step` of them at a time along its inner dimension first; divides only once.
 class BoxWalk {
  public:
-  __device__ __forceinline__ BoxWalk(int start, int step, int inner_size, int middle_size)
+  __device__ __forceinline__ BoxWalk(unsigned start, unsigned step, unsigned inner_size, unsigned middle_size)
       : inner(start % inner_size),
         middle(start / inner_size % middle_size),
         outer(start / inner_size / middle_size),
@@ -93,13 +99,19 @@ class BoxWalk {
   int inner_size_, middle_size_, inner_step_, middle_step_, outer_step_;
 };
 
+// The block's threads, or as a template's argument 0 where only the launch says how many.
+template <int kThreads>
+__device__ __forceinline__ int threads_of_block() {
+  return kThreads > 0 ? kThreads : static_cast<int>(blockDim.x);
+}
+
 // The block's threads call f(channel, row, column) for the places of a box that is not empty, kVec of them at a time in
 // the map's direction.
 template <int kThreads, int kVec, typename F>
 __device__ __forceinline__ void for_places(bool along_channels, int channels, int rows, int columns, F&& f) {
   const int inner = ((along_channels ? channels : columns) + kVec - 1) / kVec;
   const int middle = along_channels ? columns : rows, outer = along_channels ? rows : channels;
-  BoxWalk walk(static_cast<int>(threadIdx.x), kThreads, inner, middle);
+  BoxWalk walk(threadIdx.x, threads_of_block<kThreads>(), inner, middle);
   for (; walk.outer < outer; walk.advance()) {
     const int first = walk.inner * kVec;
     f(along_channels ? first : walk.outer, along_channels ? walk.outer : walk.middle,
@@ -107,14 +119,53 @@ __device__ __forceinline__ void for_places(bool along_channels, int channels, in
   }
 }
 
-// Pixels in shared memory: rows of `pitch` elements, channels `slot` elements apart.
+// The same in two steps: store(load(place), place), with kAhead loads under way before the first store.
+template <int kThreads, int kVec, int kAhead, typename Load, typename Store>
+__device__ __forceinline__ void for_places_ahead(bool along_channels, int channels, int rows, int columns, Load&& load,
+                                                 Store&& store) {
+  const int inner = ((along_channels ? channels : columns) + kVec - 1) / kVec;
+  const int middle = along_channels ? columns : rows, outer = along_channels ? rows : channels;
+  const auto at = [&](const BoxWalk& walk, auto&& f) {
+    const int first = walk.inner * kVec;
+    return f(along_channels ? first : walk.outer, along_channels ? walk.outer : walk.middle,
+             along_channels ? walk.middle : first);
+  };
+  BoxWalk walk(threadIdx.x, threads_of_block<kThreads>(), inner, middle), ahead = walk;
+#pragma unroll 1
+  while (walk.outer < outer) {
+    decltype(load(0, 0, 0)) values[kAhead]{};
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (ahead.outer < outer) values[i] = at(ahead, load);
+      ahead.advance();
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (walk.outer < outer) {
+        at(walk, [&](int channel, int row, int column) { store(values[i], channel, row, column); });
+      }
+      walk.advance();
+    }
+  }
+}
+
+// The compiler takes a value for another one from here on.
+__device__ __forceinline__ void forget(int& value) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(value));
+#else
+  static_cast<void>(value);
+#endif
+}
+
+// Pixels in shared memory: rows of `pitch` elements with a gap after each 8, channels `slot` elements apart.
 template <typename stored_t>
 struct SharedTile {
   stored_t* data;
-  int slot, pitch;
+  int slot, pitch, gap = 0;
 
   __device__ __forceinline__ stored_t* pixel(int channel, int row, int column) const {
-    return data + channel * slot + row * pitch + column;
+    return data + channel * slot + row * pitch + row / 8 * gap + column;
   }
 };
 
@@ -131,54 +182,140 @@ __device__ __forceinline__ stored_t stored_as(scalar_t value) {
 template <int kThreads>
 __device__ __forceinline__ void fill_zeros(void* shared, int bytes) {
   using vector_t = Vector<float, 4>;
-  for (int i = static_cast<int>(threadIdx.x); i < bytes / 16; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < bytes / 16; i += threads_of_block<kThreads>()) {
     vector_t::zero().store(static_cast<float*>(shared) + 4 * i);
   }
 }
 
-// Brings what a box and the map have in common into shared memory; the rest stays what it was.
-template <int kThreads, typename scalar_t, typename stored_t>
+// A vector's bits into shared memory, kBytes at a time.
+template <int kBytes, typename bits_t>
+__device__ __forceinline__ void store_pieces(void* to, bits_t bits) {
+  using piece_t = typename AccessOf<kBytes>::type;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(bits)) / kBytes; ++i) {
+    static_cast<piece_t*>(to)[i] = static_cast<piece_t>(bits >> (8 * kBytes * i));
+  }
+}
+
+constexpr int kLoadsAhead = 4;  // of a thread
+
+// Brings `inside`, the part of a box that exists, into the box's tile: of a map whose vectors lie along the columns. A
+// thread takes the same place of every channel.
+template <int kThreads, typename scalar_t, int kAhead, typename stored_t>
+__device__ __forceinline__ void load_rows(const Map& map, const Box& box, const Box& inside,
+                                          const SharedTile<stored_t>& to) {
+  constexpr int kVec = 16 / sizeof(scalar_t);
+  // Vectors begin at multiples of their length, in front of the box if need be.
+  const int begin = inside.column / kVec * kVec, end = inside.column + inside.columns;
+  int shift = 0;  // of the vectors in a row that threads take side by side
+  while (shift < 5 && (kVec << shift) < end - begin) ++shift;
+  const int alignment = (begin - box.column) % kVec;  // the same in all threads
+#pragma unroll 1
+  for (int column = begin + (static_cast<int>(threadIdx.x) & ((1 << shift) - 1)) * kVec; column < end;
+       column += kVec << shift) {
+    // How many of the vector's elements lie in front of the box, and up to its end.
+    const int before = inside.column - column, count = end - column;
+    const bool is_whole = before <= 0 && count >= kVec && alignment % 2 == 0;
+    const auto store = [&](stored_t* target, const Vector<scalar_t, kVec>& vector) {
+      if constexpr (sizeof(stored_t) == 2) {
+        if (is_whole) {
+          if (alignment == 0) return store_pieces<16>(target, vector.bits);
+          if (alignment % 4 == 0) return store_pieces<8>(target, vector.bits);
+          return store_pieces<4>(target, vector.bits);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        if (i >= before && i < count) {
+          target[i] = stored_as<stored_t>(element_of<scalar_t>(vector.bits >> (8 * sizeof(scalar_t) * i)));
+        }
+      }
+    };
+#pragma unroll 1
+    for (int row = static_cast<int>(threadIdx.x) >> shift; row < inside.rows;
+         row += threads_of_block<kThreads>() >> shift) {
+      const auto* source = map.template pixel<const scalar_t>(inside.image, inside.channel, inside.row + row, column);
+      stored_t* target = to.pixel(0, inside.row + row - box.row, column - box.column);
+#pragma unroll 1
+      for (int channel = 0; channel < inside.channels; channel += kAhead) {
+        Vector<scalar_t, kVec> vectors[kAhead]{};
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          if (channel + i < inside.channels) vectors[i] = Vector<scalar_t, kVec>::load(source);
+          source += map.view.channel_stride;
+        }
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          if (channel + i < inside.channels) store(target, vectors[i]);
+          target += to.slot;
+        }
+      }
+    }
+  }
+}
+
+// The same of a map whose vectors are channels. A thread takes two pixels next to each other, whose elements of 16 bits
+// make words of shared memory; zeros where one of them is outside.
+template <int kThreads, typename scalar_t, int kAhead, typename stored_t>
+__device__ __forceinline__ void load_pixels(const Map& map, const Box& box, const Box& inside,
+                                            const SharedTile<stored_t>& to) {
+  constexpr int kVec = 16 / sizeof(scalar_t), kPixels = sizeof(stored_t) == 2 ? 2 : 1;
+  struct Pixels {
+    Vector<scalar_t, kVec> vectors[kPixels];
+  };
+  const int begin = (inside.column - box.column) / kPixels * kPixels;  // in the tile
+  const int columns = inside.column + inside.columns - box.column - begin;
+  const auto* from = map.template pixel<const scalar_t>(inside.image, inside.channel, inside.row, inside.column);
+  for_places_ahead<kThreads, kVec, kAhead>(
+      true, inside.channels, inside.rows, (columns + kPixels - 1) / kPixels,
+      [&](int channel, int row, int pixel) {
+        Pixels pixels;
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) {
+          const int column = box.column + begin + pixel * kPixels + i - inside.column;
+          pixels.vectors[i] = column >= 0 && column < inside.columns
+                                  ? Vector<scalar_t, kVec>::load(from + map.distance(0, row, column) + channel)
+                                  : Vector<scalar_t, kVec>::zero();
+        }
+        return pixels;
+      },
+      [&](const Pixels& pixels, int channel, int row, int pixel) {
+        stored_t* target = to.pixel(channel, inside.row + row - box.row, begin + pixel * kPixels);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) {
+          const auto element = [&](int of) { return pixels.vectors[of].bits >> (8 * sizeof(scalar_t) * i); };
+          if constexpr (kPixels == 2) {
+            const uint32_t low = static_cast<uint16_t>(element(0)), high = static_cast<uint16_t>(element(1));
+            Vector<stored_t, 2>{low | high << 16}.store(target + i * to.slot);
+          } else {
+            target[i * to.slot] = stored_as<stored_t>(element_of<scalar_t>(element(0)));
+          }
+        }
+      });
+}
+
+// Brings what a box and the map have in common into shared memory; the rest stays what it was: zeros, in tiles of 16
+// bits, whose pitch is even.
+template <int kThreads, typename scalar_t, int kAhead = kLoadsAhead, typename stored_t>
 __device__ __forceinline__ void load_box(const Map& map, const Box& box, const SharedTile<stored_t>& to) {
   const int first_row = box.row > 0 ? box.row : 0, first_column = box.column > 0 ? box.column : 0;
   const int end_row = box.row + box.rows < map.rows ? box.row + box.rows : map.rows;
   const int end_column = box.column + box.columns < map.columns ? box.column + box.columns : map.columns;
-  const int rows = end_row - first_row;
-  if (rows <= 0 || first_column >= end_column) return;
-  if (map.has_vectors) {
-    constexpr int kVec = 16 / sizeof(scalar_t);
-    // Vectors along the columns begin at multiples of their length, in front of the box if need be.
-    const int begin = map.along_channels ? first_column : first_column / kVec * kVec;
-    const int step = map.along_channels ? to.slot : 1;
-    for_places<kThreads, kVec>(
-        map.along_channels, box.channels, rows, end_column - begin, [&](int channel, int row, int column) {
-          const auto bits = Vector<scalar_t, kVec>::load(
-              map.template pixel<scalar_t>(box.image, box.channel + channel, first_row + row, begin + column));
-          // How many of the vector's elements lie in front of the box, and up to its end.
-          const int before = map.along_channels ? 0 : first_column - begin - column;
-          const int end = map.along_channels ? box.channels - channel : end_column - begin - column;
-          stored_t* target = to.pixel(channel, first_row + row - box.row, begin + column - box.column);
-          if constexpr (sizeof(stored_t) == 2) {
-            // Two elements at a time where that is possible.
-            if (!map.along_channels && before <= 0 && end >= kVec && reinterpret_cast<uintptr_t>(target) % 4 == 0) {
-#pragma unroll
-              for (int i = 0; i < kVec; i += 2) {
-                Vector<stored_t, 2>{static_cast<uint32_t>(bits.bits >> (16 * i))}.store(target + i);
-              }
-              return;
-            }
-          }
-#pragma unroll
-          for (int i = 0; i < kVec; ++i) {
-            if (i >= before && i < end) {
-              target[i * step] = stored_as<stored_t>(element_of<scalar_t>(bits.bits >> (8 * sizeof(scalar_t) * i)));
-            }
-          }
-        });
+  if (first_row >= end_row || first_column >= end_column) return;
+  const Box inside{
+      box.image, box.channel, box.channels, first_row, end_row - first_row, first_column, end_column - first_column};
+  if (map.has_vectors && map.along_channels) {
+    load_pixels<kThreads, scalar_t, kAhead>(map, box, inside, to);
+  } else if (map.has_vectors) {
+    load_rows<kThreads, scalar_t, kAhead>(map, box, inside, to);
   } else {
-    for_places<kThreads, 1>(
-        map.along_channels, box.channels, rows, end_column - first_column, [&](int channel, int row, int column) {
-          *to.pixel(channel, first_row + row - box.row, first_column + column - box.column) = stored_as<stored_t>(
-              *map.template pixel<scalar_t>(box.image, box.channel + channel, first_row + row, first_column + column));
+    const auto* from = map.template pixel<const scalar_t>(inside.image, inside.channel, inside.row, inside.column);
+    for_places_ahead<kThreads, 1, kAhead>(
+        map.along_channels, inside.channels, inside.rows, inside.columns,
+        [&](int channel, int row, int column) { return from[map.distance(channel, row, column)]; },
+        [&](scalar_t value, int channel, int row, int column) {
+          *to.pixel(channel, inside.row + row - box.row, inside.column + column - box.column) =
+              stored_as<stored_t>(value);
         });
   }
 }

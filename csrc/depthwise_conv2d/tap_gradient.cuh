@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/warp.cuh"
 #include "depthwise_conv2d/map_tile.cuh"
@@ -26,8 +27,9 @@ struct TapGradient {
   int x_slot, x_pitch, dz_slot, dz_pitch;  // in elements
   // On the floating-point units: rows of a box, a thread's each, of which there are `parts`.
   int part_rows;
-  // On the tensor cores: units of a block and channel, rows of the kernel in each, and how runs of outputs lie.
-  int units_of_block, rows_of_unit, column_blocks, row_steps;
+  // On the tensor cores: units of a block and channel, rows of the kernel in each, how runs of outputs lie, and
+  // elements between blocks of 8 rows.
+  int units_of_block, rows_of_unit, column_blocks, row_steps, gap;
 
   __host__ __device__ int tap_rows() const { return (kernel_h + kTapRows - 1) / kTapRows; }
   __host__ __device__ int tap_columns() const { return (kernel_w + kTapColumns - 1) / kTapColumns; }
@@ -39,12 +41,15 @@ struct TapGradient {
 };
 
 // Brings a box of dz and the inputs that it meets into shared memory, with zeros around, once the last has been read.
+// has_zeros: the last box left them there, for it lay in the same place of another image.
 template <int kThreads, typename scalar_t, typename stored_t>
 __device__ __forceinline__ void load_boxes(const TapGradient& g, const Box& box, const SharedTile<stored_t>& x,
-                                           const SharedTile<stored_t>& dz) {
+                                           const SharedTile<stored_t>& dz, bool has_zeros = false) {
   __syncthreads();
-  fill_zeros<kThreads>(x.data, g.grid.box_channels * (x.slot + dz.slot) * static_cast<int>(sizeof(stored_t)));
-  __syncthreads();
+  if (!has_zeros) {
+    fill_zeros<kThreads>(x.data, g.grid.box_channels * (x.slot + dz.slot) * static_cast<int>(sizeof(stored_t)));
+    __syncthreads();
+  }
   const Box inputs{box.image,
                    box.channel,
                    box.channels,
@@ -52,9 +57,19 @@ __device__ __forceinline__ void load_boxes(const TapGradient& g, const Box& box,
                    box.rows + g.kernel_h - 1,
                    box.column - g.offset_w,
                    box.columns + g.kernel_w - 1};
-  load_box<kThreads, scalar_t>(g.x, inputs, x);
-  load_box<kThreads, scalar_t>(g.dz, box, dz);
+  // Few at a time, for sums stay in registers.
+  load_box<kThreads, scalar_t, 2>(g.x, inputs, x);
+  load_box<kThreads, scalar_t, 2>(g.dz, box, dz);
   __syncthreads();
+}
+
+__device__ __forceinline__ void add_taps(float (&sums)[kTapRows][kTapColumns],
+                                         const float (&more)[kTapRows][kTapColumns]) {
+#pragma unroll
+  for (int kh = 0; kh < kTapRows; ++kh) {
+#pragma unroll
+    for (int kw = 0; kw < kTapColumns; ++kw) sums[kh][kw] += more[kh][kw];
+  }
 }
 
 // A block walks over its share of the boxes of some channels. A thread keeps 3 x 4 taps of one channel and walks over
@@ -63,6 +78,7 @@ __device__ __forceinline__ void load_boxes(const TapGradient& g, const Box& box,
 // dz is multiplied beyond its box, too, where it is zero: an x that is not finite may reach more taps than it should.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kTapThreads, 2) sliding_gradient_kernel(const __grid_constant__ TapGradient g) {
+  constexpr bool kSumsRows = std::is_same_v<scalar_t, float>;
   int64_t block = blockIdx.x;
   const int channel_box = static_cast<int>(block % g.grid.channel_boxes);
   block /= g.grid.channel_boxes;
@@ -85,12 +101,14 @@ __global__ void __launch_bounds__(kTapThreads, 2) sliding_gradient_kernel(const 
     load_boxes<kTapThreads, scalar_t>(g, box, x, dz);
     if (!is_used) continue;
 
-    // Sums of a box first: long sums lose digits.
+    // Sums of a box first, in float32 of each of its rows before: long sums lose digits.
     float box_sums[kTapRows][kTapColumns] = {}, box_bias_sum = 0.0f;
     for (int r = 0; r < g.part_rows + kTapRows - 1; ++r) {
       const float* x_row = x.pixel(channel, part * g.part_rows + first_kh + r, first_kw);
       const float* dz_row = dz.pixel(channel, part * g.part_rows + r, 0);
-      float window[8], ahead[4];
+      float window[8], ahead[4], row_sums[kTapRows][kTapColumns] = {}, row_bias_sum = 0.0f;
+      auto& near_sums = kSumsRows ? row_sums : box_sums;
+      float& near_bias_sum = kSumsRows ? row_bias_sum : box_bias_sum;
       load_floats(ahead, x_row);
 #pragma unroll
       for (int i = 0; i < 4; ++i) window[i] = ahead[i];
@@ -107,19 +125,19 @@ __global__ void __launch_bounds__(kTapThreads, 2) sliding_gradient_kernel(const 
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
 #pragma unroll
-            for (int kw = 0; kw < kTapColumns; ++kw) box_sums[kh][kw] += gradient[i] * window[i + kw];
+            for (int kw = 0; kw < kTapColumns; ++kw) near_sums[kh][kw] += gradient[i] * window[i + kw];
           }
-          if (kh == 0) box_bias_sum += gradient[0] + gradient[1] + (gradient[2] + gradient[3]);
+          if (kh == 0) near_bias_sum += gradient[0] + gradient[1] + (gradient[2] + gradient[3]);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) window[i] = window[4 + i];
       }
+      if constexpr (kSumsRows) {
+        add_taps(box_sums, row_sums);
+        box_bias_sum += row_bias_sum;
+      }
     }
-#pragma unroll
-    for (int kh = 0; kh < kTapRows; ++kh) {
-#pragma unroll
-      for (int kw = 0; kw < kTapColumns; ++kw) sums[kh][kw] += box_sums[kh][kw];
-    }
+    add_taps(sums, box_sums);
     bias_sum += box_bias_sum;
   }
 

@@ -94,7 +94,7 @@ Layout dense(const Layout& like, Extent size, bool channels_last) {
 void solve(const std::string& problem, std::istream& input, std::ostream& output) {
   std::istringstream words(problem);
   ConvolutionArguments a{};
-  int type, activation, multiprocessors;
+  int type, activation;
   bool has_bias, has_scale, has_shift, has_residual;
   words >> type >> a.batch >> a.channels >> a.in.h >> a.in.w >> a.out.h >> a.out.w;
   auto& g = a.geometry;
@@ -105,7 +105,7 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   Layout residual_layout = y_layout;
   words >> x_layout >> y_layout >> residual_layout;
   EmulatorLaunch launch{};
-  words >> multiprocessors >> launch.seed;
+  words >> a.multiprocessors >> launch.seed;
   if (!words) die("cannot read this problem", problem);
   a.type = static_cast<mixer_kernels::ElementType>(type);
   a.activation = static_cast<mixer_kernels::Activation>(activation);
@@ -174,8 +174,9 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   dx.write(output, problem);
 
   Memory dweight(a.channels * taps * size), dbias(a.channels * size);
-  const WeightGradientArguments gradient{a.type,   a.batch,   a.channels,     a.in,         a.out,          g,
-                                         x.view(), dz.view(), dweight.data(), dbias.data(), multiprocessors};
+  const WeightGradientArguments gradient{
+      a.type,         a.batch,      a.channels,       a.in, a.out, g, x.view(), dz.view(),
+      dweight.data(), dbias.data(), a.multiprocessors};
   run([&](void* workspace) { return mixer_kernels::TapGradientCall(gradient, workspace); },
       [&](const auto& call) { call.run(launch); });
   dweight.write(output);
