@@ -38,7 +38,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if "device" in names:
             metafunc.parametrize(("device", "backend"), cases)
         else:
-            metafunc.parametrize("backend", sorted({backend for _, backend in cases}))
+            # Such a test has a device of its own: the GPU if it is marked so, else the CPU.
+            metafunc.parametrize("backend", sorted({backend for device, backend in cases if device == devices[0]}))
     elif "device" in names:
         metafunc.parametrize("device", devices)
 

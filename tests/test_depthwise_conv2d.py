@@ -218,7 +218,7 @@ def test_a_large_map(device, backend, memory_format, dtype, sizes, kernel, whole
         backend,
         lambda: draw(sizes, kernel, dtype, device)[: None if whole else 3],
         lambda x: x.contiguous(memory_format=memory_format),
-        few=3,
+        few=3 if device == "cpu" else FEW,  # a CPU takes long
         activation="gelu" if whole else None,
     )
 
@@ -583,7 +583,8 @@ def test_compile_a_layer(device, backend, training):
     for batch in (2, 3):
         x = torch.randn(batch, 6, 9, 8, device=device)
         actual, expected = layer_results(compiled, x), layer_results(eager, x)
-        torch.testing.assert_close(actual, expected)
+        # The graph need not sum as eager PyTorch does where cuDNN convolves.
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(layer.state_dict(), eager.state_dict())
 
 
@@ -789,10 +790,10 @@ def test_layer_in_low_precision(device, backend, dtype, training):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_in_evaluation_the_depthwise_half_is_rounded_once(device, backend, dtype):
-    _, fused = (layer.eval().to(dtype) for layer in make_layers(backend, device))
-    for index in (1, 2, 3):
-        fused[index] = nn.Identity()
-    exact = copy.deepcopy(fused).double()
+    plain, fused = (layer.eval().to(dtype) for layer in make_layers(backend, device))
+    for layer, index in itertools.product((plain, fused), (1, 2, 3)):
+        layer[index] = nn.Identity()
+    exact = plain.double()
     x = torch.randn(3, 6, 13, 14, device=device, dtype=dtype)
     with torch.no_grad():
         y, expected = fused(x), exact(x.double())
@@ -802,17 +803,20 @@ def test_in_evaluation_the_depthwise_half_is_rounded_once(device, backend, dtype
 
 @pytest.mark.parametrize("training", [False, True])
 def test_layer_under_autocast(device, backend, training):
-    plain, fused = (layer.float().train(training) for layer in make_layers(backend, device))
-    exact = copy.deepcopy(plain).double()
-    x = torch.randn(3, 6, 13, 14, device=device)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        results = [layer_results(layer, x) for layer in (fused, plain)]
-    results.append(layer_results(exact, x.double()))
-    assert all(value.dtype == torch.float32 for value in results[0][1:])
-    for ours, theirs, truth in zip(*results, strict=True):
-        error, allowed = ((value.double() - truth).norm() / truth.norm() for value in (ours, theirs))
-        # The gradients of the channels are sums that all but cancel.
-        assert error <= (2 * allowed if ours.numel() >= FEW else 0.1)
+    pooled: list[list[torch.Tensor]] = []
+    # The gradients of the channels are sums that all but cancel: the ratio of two errors of a few is luck.
+    for _ in range(8):
+        plain, fused = (layer.float().train(training) for layer in make_layers(backend, device))
+        exact = copy.deepcopy(plain).double()
+        x = torch.randn(3, 6, 13, 14, device=device)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            results = [layer_results(layer, x) for layer in (fused, plain)]
+        results.append(layer_results(exact, x.double()))
+        assert all(value.dtype == torch.float32 for value in results[0][1:])
+        pooled.append([torch.stack([v.double() for v in values]) for values in zip(*results, strict=True)])
+    for values in zip(*pooled, strict=True):
+        ours, theirs, truth = torch.stack(values, 1)
+        assert (ours - truth).norm() <= 2 * (theirs - truth).norm()
 
 
 def hooked(layer: Any, called: list[str]) -> None:
