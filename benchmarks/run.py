@@ -71,21 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(picture.caption(described))
     if machine.is_busy(described["load_average"]):
         print(f"other programs are running (load average {described['load_average']:.1f}): expect noise")
-    found = _measure(groups, device, options)
     record = {
         "schema": result_files.SCHEMA,
         "preset": options.preset,
         **described,
         "conditions": result_files.CONDITIONS,
         "unavailable": unavailable,
-        **found,
     }
+    for found in _measure(groups, device, options):
+        # After every group, so that nothing is lost to a machine that goes away.
+        path = result_files.save(record | found, options.out)
+    record |= found
     print(f"\n{table.as_text(found['groups'])}\n")
     if options.details:
         print(f"{table.details(found['groups'])}\n")
     for line in table.complaints(found["groups"]):
         print(line)
-    path = result_files.save(record, options.out)
     print(f"saved in {path.parent}: {path.name}{_draw(record, path.with_suffix('.png'))}; ", end="")
     print(f"{time.monotonic() - started:.0f} s")
     return int(any(not race.is_right(group) for group in found["groups"]))
@@ -111,12 +112,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _measure(groups: Sequence[Group], device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
-    records = []
+def _measure(groups: Sequence[Group], device: torch.device, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the ceilings and the records so far, before the first group and after each."""
+    records: list[dict[str, Any]] = []
     with _progress(len(groups) + 1) as (describe, advance):
         describe("copy and matmul rates of this machine")
         ceilings = machine.measure_ceilings(device, dict.fromkeys(group.dtype for group in groups))
         advance()
+        found = {"ceilings": asdict(ceilings), "groups": records}
+        yield found
         # What was asked for by name is measured, however long it takes.
         left_out = set() if options.only or options.preset != shapes.QUICK else machine.slow_dtypes(ceilings)
         for group in groups:
@@ -126,10 +130,10 @@ def _measure(groups: Sequence[Group], device: torch.device, options: argparse.Na
 
             if not (group.flops and group.dtype_name in left_out):
                 records.append(race.run(group, SECONDS[options.preset][group.kind], ceilings, notify))
+                yield found
             advance()
     for dtype in left_out:
         print(f"{dtype}: PyTorch has no fast products of it on this device, so that they are in the full preset only")
-    return {"ceilings": asdict(ceilings), "groups": records}
 
 
 def _unavailable(device: torch.device) -> dict[str, dict[str, str]]:

@@ -413,3 +413,16 @@ def test_info_without_extension_and_triton(monkeypatch: pytest.MonkeyPatch, caps
     assert "triton         not installed" in printed
     assert "C++ compiler" in printed
     assert "pip install triton" in printed
+
+
+def test_searches_launch_what_they_time() -> None:
+    pytest.importorskip("triton")
+    from benchmarks import search_tiles, tile_candidates
+
+    for search in tile_candidates.searches("meta"):
+        candidates = []
+        for candidate, found in search_tiles.launches(search, lambda *_: None):
+            candidates.append(candidate)
+            assert found, (search.what, candidate)
+        assert tuple(candidates) == search.candidates
+        assert len(set(map(str, candidates))) == len(candidates) > 1
