@@ -11,7 +11,7 @@ from mixer_kernels.ops.affine_token_linear import native_impl, reference, triton
 
 IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
-# The automatic order of each device type. CPU: benchmarks/results/*-threads/*.json; GPU: not measured yet.
+# The automatic order of each device type, by benchmarks/results: *-threads/*.json and nvidia-h200/first-run.txt.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 
 Optional = torch.Tensor | None

@@ -16,7 +16,7 @@ DIRECTION_CODES = {"+h": 0, "-h": 1, "+w": 2, "-w": 3}
 
 IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
 
-# The automatic order of each device type. CPU: benchmarks/results/*-threads/*.json; GPU: not measured yet.
+# The automatic order of each device type, by benchmarks/results: *-threads/*.json and nvidia-h200/first-run.txt.
 ORDER = {"cpu": (_backend.NATIVE,), "cuda": (_backend.NATIVE, _backend.TRITON)}
 
 

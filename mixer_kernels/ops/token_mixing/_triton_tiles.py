@@ -1,6 +1,7 @@
 """What one program holds at a time, by kernel, arithmetic and chip.
 
-Chosen by what compiles without spills, and on sm_90 with wgmma instructions that overlap; no GPU has measured them yet.
+Chosen by what compiles without spills, and on sm_90 with wgmma instructions that overlap; they run on an H200, where
+`benchmarks.search_tiles` is still to be asked for better ones.
 """
 
 from __future__ import annotations
