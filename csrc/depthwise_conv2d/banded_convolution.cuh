@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/mma.cuh"
 #include "depthwise_conv2d/convolution.cuh"
 
 namespace mixer_kernels {

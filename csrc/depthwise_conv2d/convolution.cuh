@@ -6,8 +6,9 @@
 
 #include "common/activation.cuh"
 #include "common/channel_parameter.cuh"
+#include "common/mma.cuh"
 #include "common/warp.cuh"
-#include "depthwise_conv2d/map_tile.cuh"
+#include "depthwise_conv2d/map_load.cuh"
 
 namespace mixer_kernels {
 

@@ -4,8 +4,9 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/mma.cuh"
 #include "common/warp.cuh"
-#include "depthwise_conv2d/map_tile.cuh"
+#include "depthwise_conv2d/map_load.cuh"
 
 namespace mixer_kernels {
 
