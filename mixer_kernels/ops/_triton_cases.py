@@ -31,8 +31,7 @@ def compile_cases(calls: Iterable[Call], sizes: Sequence[str] = SIZES) -> Iterat
                 continue
             seen.add(key)
             arithmetic = arguments.get("PRECISION")
-            first = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
-            matrix = arithmetic == "tf32" or (arithmetic and first.dtype != torch.float32)
+            matrix = arithmetic == "tf32" or (arithmetic and _dtype(arguments) != torch.float32)
             full_name = f"{kernel.fn.__name__} {len(seen)}, {name}" + ", tf32" * (precision == "tf32")
             yield full_name, kernel, arguments, {"matrix"} if matrix else set()
 
@@ -46,6 +45,11 @@ def _launches(call: Callable[[Launch], None], precision: str) -> list[tuple[Any,
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     return launches
+
+
+def _dtype(arguments: dict[str, Any]) -> torch.dtype:
+    """Return the dtype of the first input."""
+    return next(value.dtype for value in arguments.values() if isinstance(value, torch.Tensor))
 
 
 def _specialisation(value: Any) -> Any:

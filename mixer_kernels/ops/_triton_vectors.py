@@ -12,11 +12,17 @@ VECTOR_BYTES = 16
 def vector_length(tensors: Sequence[torch.Tensor], bounds: Sequence[int]) -> int:
     """Return how many channels one access takes: 16 bytes of them if every group and pixel starts on 16 bytes, or 1."""
     vector = VECTOR_BYTES // tensors[0].element_size()
-    aligned = all(bound % vector == 0 for bound in bounds)
+    for bound in bounds:
+        if bound % vector:
+            return 1
     for tensor in tensors:
-        aligned &= tensor.data_ptr() % VECTOR_BYTES == 0 and tensor.stride(3) == 1
-        aligned &= all(tensor.size(dim) == 1 or tensor.stride(dim) % vector == 0 for dim in range(3))
-    return vector if aligned else 1
+        *strides, channel_stride = tensor.stride()
+        if channel_stride != 1 or tensor.data_ptr() % VECTOR_BYTES:
+            return 1
+        for size, stride in zip(tensor.shape, strides, strict=False):
+            if size > 1 and stride % vector:
+                return 1
+    return vector
 
 
 def vector_strides(name: str, tensor: torch.Tensor, vector: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ import torch
 from mixer_kernels.ops import _triton, _triton_cases
 from mixer_kernels.ops._triton_cases import BFLOAT16, FLOAT16, FLOAT32, TF32, Case
 from mixer_kernels.ops._triton_launch import Launch, run
+from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops.affine_token_linear import _fake, _triton_launch
 from mixer_kernels.ops.affine_token_linear._triton_launch import Parameters
 
@@ -25,7 +26,7 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
     return _triton.why_not(device)
 
 
-@torch.library.custom_op("mixer_kernels::affine_token_linear_triton_fwd", mutates_args=())
+@triton_op("affine_token_linear_triton_fwd", _fake.forward)
 def forward(
     x: torch.Tensor,
     alpha: torch.Tensor | None,
@@ -39,10 +40,7 @@ def forward(
         return _triton_launch.forward(run, x, Parameters(alpha, beta, weight, bias, layer_scale))
 
 
-forward.register_fake(_fake.forward)
-
-
-@torch.library.custom_op("mixer_kernels::affine_token_linear_triton_bwd", mutates_args=())
+@triton_op("affine_token_linear_triton_bwd", _fake.backward)
 def backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -56,8 +54,6 @@ def backward(
     with torch.cuda.device_of(x):
         return _triton_launch.backward(run, dy, x, Parameters(alpha, beta, weight, bias, layer_scale))
 
-
-backward.register_fake(_fake.backward)
 
 # Shape of x and dtypes: the published sizes of ResMLP at two patch sizes, more tokens than one program takes, and sizes
 # that neither tiles nor vectors divide.

@@ -14,6 +14,7 @@ from mixer_kernels.ops import _triton, _triton_cases
 from mixer_kernels.ops._activation import ACTIVATION_CODES
 from mixer_kernels.ops._triton_cases import Case
 from mixer_kernels.ops._triton_launch import Launch, run
+from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops.depthwise_conv2d import _fake, _triton_epilogue, _triton_launch
 from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry
 from mixer_kernels.ops.depthwise_conv2d._triton_kernels import SIZES
@@ -28,7 +29,7 @@ def why_not(
     return _triton.why_not(device)
 
 
-@torch.library.custom_op("mixer_kernels::depthwise_conv2d_triton_fwd", mutates_args=())
+@triton_op("depthwise_conv2d_triton_fwd", _fake.forward)
 def forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -47,7 +48,7 @@ def forward(
         return _triton_launch.forward(run, x, weight, bias, scale, shift, residual, geometry, activation)
 
 
-@torch.library.custom_op("mixer_kernels::depthwise_conv2d_triton_bwd_input", mutates_args=())
+@triton_op("depthwise_conv2d_triton_bwd_input", _fake.backward_input)
 def backward_input(
     dz: torch.Tensor,
     weight: torch.Tensor,
@@ -64,7 +65,7 @@ def backward_input(
         return _triton_launch.backward_input(run, dz, weight, residual, height, width, geometry)
 
 
-@torch.library.custom_op("mixer_kernels::depthwise_conv2d_triton_bwd_weight", mutates_args=())
+@triton_op("depthwise_conv2d_triton_bwd_weight", _fake.backward_weight)
 def backward_weight(
     dz: torch.Tensor,
     x: torch.Tensor,
@@ -78,7 +79,7 @@ def backward_weight(
         return _triton_launch.backward_weight(run, dz, x, kernel_size, Geometry(stride, padding, dilation))
 
 
-@torch.library.custom_op("mixer_kernels::depthwise_conv2d_triton_statistics", mutates_args=())
+@triton_op("depthwise_conv2d_triton_statistics", _fake.statistics)
 def statistics(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -93,7 +94,7 @@ def statistics(
         return _triton_launch.statistics(run, x, weight, bias, Geometry(stride, padding, dilation), activation)
 
 
-@torch.library.custom_op("mixer_kernels::depthwise_epilogue_triton_fwd", mutates_args=())
+@triton_op("depthwise_epilogue_triton_fwd", _fake.epilogue_forward)
 def epilogue_forward(
     z: torch.Tensor,
     scale: torch.Tensor | None,
@@ -106,7 +107,7 @@ def epilogue_forward(
         return _triton_epilogue.epilogue_forward(run, z, scale, shift, residual, activation)
 
 
-@torch.library.custom_op("mixer_kernels::depthwise_epilogue_triton_sums", mutates_args=())
+@triton_op("depthwise_epilogue_triton_sums", _fake.epilogue_sums)
 def epilogue_sums(
     dy: torch.Tensor, z: torch.Tensor, center: torch.Tensor | None, activation: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +116,7 @@ def epilogue_sums(
         return _triton_epilogue.epilogue_sums(run, dy, z, center, activation)
 
 
-@torch.library.custom_op("mixer_kernels::depthwise_epilogue_triton_bwd", mutates_args=())
+@triton_op("depthwise_epilogue_triton_bwd", _fake.epilogue_backward)
 def epilogue_backward(
     dy: torch.Tensor,
     z: torch.Tensor,
@@ -128,14 +129,6 @@ def epilogue_backward(
     with torch.cuda.device_of(z):
         return _triton_epilogue.epilogue_backward(run, dy, z, c0, c1, c2, activation)
 
-
-forward.register_fake(_fake.forward)
-backward_input.register_fake(_fake.backward_input)
-backward_weight.register_fake(_fake.backward_weight)
-statistics.register_fake(_fake.statistics)
-epilogue_forward.register_fake(_fake.epilogue_forward)
-epilogue_sums.register_fake(_fake.epilogue_sums)
-epilogue_backward.register_fake(_fake.epilogue_backward)
 
 GELU = ACTIVATION_CODES["gelu"]
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mixer_kernels.ops import _triton
+from mixer_kernels.ops._triton_launch import cdiv
+from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops._triton_vectors import vector_length, vector_strides
 
 try:
@@ -58,7 +60,15 @@ def why_not(device: torch.device) -> str | None:
     return _triton.why_not(device)
 
 
-@torch.library.custom_op("mixer_kernels::spatial_shift_triton_fwd", mutates_args=())
+def _like(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def _nothing(x: torch.Tensor, directions: Sequence[int]) -> None:
+    return None
+
+
+@triton_op("spatial_shift_triton_fwd", _like)
 def forward(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     """Return shifted ``x``, a new tensor."""
     y = torch.empty_like(x)
@@ -66,13 +76,13 @@ def forward(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     return y
 
 
-@torch.library.custom_op("mixer_kernels::spatial_shift_triton_fwd_", mutates_args=("x",))
+@triton_op("spatial_shift_triton_fwd_", _nothing, mutates=("x",))
 def forward_(x: torch.Tensor, directions: Sequence[int]) -> None:
     """Shift ``x`` in place."""
     _launch(x, x, directions, adjoint=False)
 
 
-@torch.library.custom_op("mixer_kernels::spatial_shift_triton_bwd", mutates_args=())
+@triton_op("spatial_shift_triton_bwd", _like)
 def backward(dy: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     """Return the adjoint of the shift applied to ``dy``, a new tensor."""
     dx = torch.empty_like(dy)
@@ -80,32 +90,22 @@ def backward(dy: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     return dx
 
 
-@torch.library.custom_op("mixer_kernels::spatial_shift_triton_bwd_", mutates_args=("dy",))
+@triton_op("spatial_shift_triton_bwd_", _nothing, mutates=("dy",))
 def backward_(dy: torch.Tensor, directions: Sequence[int]) -> None:
     """Apply the adjoint of the shift to ``dy`` in place."""
     _launch(dy, dy, directions, adjoint=True)
 
 
-@forward.register_fake
-@backward.register_fake
-def _(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
-    return torch.empty_like(x)
-
-
-@forward_.register_fake
-@backward_.register_fake
-def _(x: torch.Tensor, directions: Sequence[int]) -> None:
-    return None
-
-
 def _launch(x: torch.Tensor, y: torch.Tensor, directions: Sequence[int], adjoint: bool) -> None:
     """Write the shift of ``x`` (or its adjoint) to ``y``, which is ``x`` itself or shares no memory with it."""
-    if x.numel() == 0:
-        return
-    with torch.cuda.device_of(x):
-        for first_group in range(0, len(directions), MAX_GROUPS):
-            grid, arguments = _arguments(x, y, directions, first_group, adjoint)
-            _spatial_shift_kernel[grid](**arguments)
+    if x.numel() > 0:
+        with torch.cuda.device_of(x):
+            for first_group in range(0, len(directions), MAX_GROUPS):
+                grid, arguments = _arguments(x, y, directions, first_group, adjoint)
+                _spatial_shift_kernel[grid](**arguments)
+    if y is x and not x.is_inference():
+        # For autograd, as PyTorch's own in-place operations do.
+        torch.autograd.graph.increment_version(x)
 
 
 def _arguments(
@@ -126,11 +126,11 @@ def _arguments(
     in_place = y is x
 
     # The most programs that any group needs; a program beyond its own group's need returns at once.
-    tiles = {extent: triton.cdiv(batch * across * (widest // vector), tile.block_v) for extent, across in axes}
+    tiles = {extent: cdiv(batch * across * (widest // vector), tile.block_v) for extent, across in axes}
     # In place, a program walks whole lines: what one segment overwrites, another would still have to read.
-    pieces = 1 if in_place else triton.cdiv(MIN_PROGRAMS, max(1, len(codes) * min(tiles.values())))
-    segment = triton.cdiv(triton.cdiv(max(tiles), pieces), tile.block_t) * tile.block_t
-    programs = max(count * triton.cdiv(extent, segment) for extent, count in tiles.items())
+    pieces = 1 if in_place else cdiv(MIN_PROGRAMS, max(1, len(codes) * min(tiles.values())))
+    segment = cdiv(cdiv(max(tiles), pieces), tile.block_t) * tile.block_t
+    programs = max(count * cdiv(extent, segment) for extent, count in tiles.items())
 
     return (programs * len(codes),), {
         "x_ptr": x,

@@ -13,6 +13,7 @@ import torch
 from mixer_kernels.ops import _triton, _triton_cases
 from mixer_kernels.ops._triton_cases import Case
 from mixer_kernels.ops._triton_launch import Launch, run
+from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops.split_attention import _fake, _gate, _triton_launch
 from mixer_kernels.ops.split_attention._triton_kernels import SIZES
 
@@ -24,7 +25,7 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
     return _triton.why_not(device)
 
 
-@torch.library.custom_op("mixer_kernels::split_attention_triton_sums", mutates_args=())
+@triton_op("split_attention_triton_sums", _fake.sums)
 def sums(x: torch.Tensor) -> torch.Tensor:
     """Return the sum over the pixels of all three branches, two of them shifted, (B, C)."""
     with torch.cuda.device_of(x):
@@ -37,14 +38,14 @@ def gate(x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor) -> tuple
     return total, _gate.weights_of(total, weight1, weight2)
 
 
-@torch.library.custom_op("mixer_kernels::split_attention_triton_combine", mutates_args=())
+@triton_op("split_attention_triton_combine", _fake.combine)
 def combine(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the sum of the branches, two of them shifted, each times its weights: (B, H, W, C)."""
     with torch.cuda.device_of(x):
         return _triton_launch.combine(run, x, weights)
 
 
-@torch.library.custom_op("mixer_kernels::split_attention_triton_bwd_weights", mutates_args=())
+@triton_op("split_attention_triton_bwd_weights", _fake.backward_weights)
 def backward_weights(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return the sum over the pixels of ``dy`` times each branch, two of them shifted: (B, 3, C)."""
     with torch.cuda.device_of(x):
@@ -63,17 +64,12 @@ def backward_gate(
     return _gate.gradient_of(backward_weights(dy, x), total, weights, weight1, weight2)
 
 
-@torch.library.custom_op("mixer_kernels::split_attention_triton_bwd_features", mutates_args=())
+@triton_op("split_attention_triton_bwd_features", _fake.backward_features)
 def backward_features(dy: torch.Tensor, weights: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
     """Return ``weights * dy + da`` for each branch, behind the adjoint of its shift: (B, H, W, 3C)."""
     with torch.cuda.device_of(dy):
         return _triton_launch.backward_features(run, dy, weights, da)
 
-
-sums.register_fake(_fake.sums)
-combine.register_fake(_fake.combine)
-backward_weights.register_fake(_fake.backward_weights)
-backward_features.register_fake(_fake.backward_features)
 
 # Shape of x, order of its dimensions in memory, and dtypes: a published size, channels that vectors do not divide, and
 # channels that do not lie side by side.

@@ -14,6 +14,7 @@ import torch
 from mixer_kernels.ops import _triton, _triton_cases
 from mixer_kernels.ops._triton_cases import BFLOAT16, FLOAT16, FLOAT32, TF32, Case
 from mixer_kernels.ops._triton_launch import Launch, run
+from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops.token_mixing import _fake, _triton_launch
 from mixer_kernels.ops.token_mixing._triton_launch import Norm
 
@@ -25,7 +26,7 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
     return _triton.why_not(device)
 
 
-@torch.library.custom_op("mixer_kernels::layer_norm_token_linear_triton_fwd", mutates_args=())
+@triton_op("layer_norm_token_linear_triton_fwd", _fake.layer_norm_token_linear_forward)
 def layer_norm_token_linear_forward(
     x: torch.Tensor,
     norm_weight: torch.Tensor | None,
@@ -40,10 +41,7 @@ def layer_norm_token_linear_forward(
         return _triton_launch.linear_forward(run, x, norm_weight, norm_bias, weight, bias, eps, activation)
 
 
-layer_norm_token_linear_forward.register_fake(_fake.layer_norm_token_linear_forward)
-
-
-@torch.library.custom_op("mixer_kernels::layer_norm_token_linear_triton_bwd", mutates_args=())
+@triton_op("layer_norm_token_linear_triton_bwd", _fake.backward)
 def layer_norm_token_linear_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -61,10 +59,7 @@ def layer_norm_token_linear_backward(
         return _triton_launch.linear_backward(run, dy, x, norm, weight, bias, activation)
 
 
-layer_norm_token_linear_backward.register_fake(_fake.backward)
-
-
-@torch.library.custom_op("mixer_kernels::token_mixing_triton_fwd", mutates_args=())
+@triton_op("token_mixing_triton_fwd", _fake.token_mixing_forward)
 def token_mixing_forward(
     x: torch.Tensor,
     norm_weight: torch.Tensor | None,
@@ -83,10 +78,7 @@ def token_mixing_forward(
         )
 
 
-token_mixing_forward.register_fake(_fake.token_mixing_forward)
-
-
-@torch.library.custom_op("mixer_kernels::token_mixing_triton_bwd", mutates_args=())
+@triton_op("token_mixing_triton_bwd", _fake.backward)
 def token_mixing_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -104,9 +96,6 @@ def token_mixing_backward(
     norm = Norm(mean, rstd, norm_weight, norm_bias)
     with torch.cuda.device_of(x):
         return _triton_launch.mixing_backward(run, dy, x, norm, weight1, bias1, weight2, bias2, activation)
-
-
-token_mixing_backward.register_fake(_fake.backward)
 
 
 # Shape of x, hidden units, activation, dtypes: the published sizes of Mixer-B/16 and S/32, a sequence too long for one

@@ -1,0 +1,34 @@
+"""Functions that launch Triton kernels, behind PyTorch's dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+def triton_op(
+    name: str, fake: Callable[..., Any], mutates: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function the op ``mixer_kernels::<name>``.
+
+    The same as ``torch.library.custom_op`` without what that prepares for in Python at every call, and what takes about
+    as long as launching a kernel: a backward, which these ops leave to autograd Functions, and results that alias.
+
+    Args:
+        name: the op's.
+        fake: takes the same arguments and returns tensors without values.
+        mutates: names of arguments that the function writes to.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        qualified = f"mixer_kernels::{name}"
+        schema = torch.library.infer_schema(function, mutates_args=mutates)
+        torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(qualified, ("cpu", "cuda"), function)
+        torch.library.register_fake(qualified, fake)
+        overload: Callable[..., Any] = getattr(torch.ops.mixer_kernels, name).default
+        return overload
+
+    return decorate
