@@ -25,7 +25,7 @@ def depthwise_epilogue_fwd_kernel(
     z_ptrs = z_ptr + image * stride_z_b + h * stride_z_h + offsets(w, c, stride_z_w, stride_z_c)
     scale, shift = load_affine(scale_ptr, shift_ptr, c, channels)
     z = tl.load(z_ptrs, mask=inside, other=0.0).to(tl.float32)
-    y = activate(z, ACTIVATION, z_ptr.dtype.element_ty) * scale[None, :] + shift[None, :]
+    y = activate(z, ACTIVATION, tl.float32) * scale[None, :] + shift[None, :]
     if residual_ptr is not None:
         residual_ptr += image * stride_residual_b + h * stride_residual_h
         residual_ptrs = residual_ptr + offsets(w, c, stride_residual_w, stride_residual_c)
@@ -50,7 +50,7 @@ def depthwise_epilogue_bwd_kernel(
     c0, c2 = load_affine(c0_ptr, c2_ptr, c, channels)
     dy = tl.load(dy_ptrs, mask=inside, other=0.0).to(tl.float32)
     z = tl.load(z_ptrs, mask=inside, other=0.0).to(tl.float32)
-    activated, derivative = activate_with_derivative(z, ACTIVATION, z_ptr.dtype.element_ty)
+    activated, derivative = activate_with_derivative(z, ACTIVATION, tl.float32)
     da = c0[None, :] * dy + c2[None, :]
     if c1_ptr is not None:
         c1, _ = load_affine(c1_ptr, None, c, channels)
@@ -84,7 +84,7 @@ def depthwise_epilogue_sums_kernel(
         dy = tl.load(dy_ptrs + offsets(w, c, stride_dy_w, stride_dy_c), mask=inside, other=0.0).to(tl.float32)
         z = tl.load(z_ptrs + offsets(w, c, stride_z_w, stride_z_c), mask=inside, other=0.0).to(tl.float32)
         sum_dy += dy
-        sum_product += dy * (activate(z, ACTIVATION, z_ptr.dtype.element_ty) - center[None, :])
+        sum_product += dy * (activate(z, ACTIVATION, tl.float32) - center[None, :])
     tl.store(partial_dy_ptr + split * channels + c, tl.sum(sum_dy, axis=0), mask=c < channels)
     tl.store(partial_product_ptr + split * channels + c, tl.sum(sum_product, axis=0), mask=c < channels)
 

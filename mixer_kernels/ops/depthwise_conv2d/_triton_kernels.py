@@ -85,9 +85,9 @@ def depthwise_conv2d_kernel(
         if partial_ptr is not None:
             # Statistics of what the next pass reads.
             y = y.to(y_ptr.dtype.element_ty)
-            activated += (activate(y.to(tl.float32), ACTIVATION, x_ptr.dtype.element_ty),)
+            activated += (activate(y.to(tl.float32), ACTIVATION, tl.float32),)
         else:
-            y = activate(y, ACTIVATION, x_ptr.dtype.element_ty) * scale[None, :] + shift[None, :]
+            y = activate(y, ACTIVATION, tl.float32) * scale[None, :] + shift[None, :]
             if residual_ptr is not None:
                 y += tl.load(residual_ptrs + h * stride_residual_h, mask=inside_y, other=0.0).to(tl.float32)
         tl.store(y_ptrs + h * stride_y_h, y.to(y_ptr.dtype.element_ty), mask=inside_y)
@@ -152,9 +152,8 @@ def depthwise_conv2d_bwd_weight_kernel(
     split = (program // kernel_w // strips // c_tiles).to(tl.int64)
     inside_c = c < channels
 
-    # In float32 first over a few rows, and at last in float64: the longer a plain sum, the larger its error.
+    # In float32 first over a few rows: the longer a plain sum, the larger its error.
     IN_PARTS: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
-    TOTAL: tl.constexpr = tl.float64 if IN_PARTS else tl.float32
     rows = 16 if IN_PARTS else out_height
     sums = zeros(TAPS, COLUMNS, CHANNELS)
     sum_dz = tl.zeros((COLUMNS, CHANNELS), tl.float32)
@@ -190,11 +189,9 @@ def depthwise_conv2d_bwd_weight_kernel(
     partial_weight_ptr += (split * channels + c) * kernel_h * kernel_w + j
     for t in tl.static_range(TAPS):
         inside_t = only_if(first + t < kernel_h, inside_c)
-        total = tl.sum(sums[t].to(TOTAL), axis=0).to(tl.float32)
-        tl.store(partial_weight_ptr + (first + t) * kernel_w, total, mask=inside_t)
+        tl.store(partial_weight_ptr + (first + t) * kernel_w, tl.sum(sums[t], axis=0), mask=inside_t)
     if (j == 0) & (first == 0):
-        total = tl.sum(sum_dz.to(TOTAL), axis=0).to(tl.float32)
-        tl.store(partial_bias_ptr + split * channels + c, total, mask=inside_c)
+        tl.store(partial_bias_ptr + split * channels + c, tl.sum(sum_dz, axis=0), mask=inside_c)
 
 
 @jit

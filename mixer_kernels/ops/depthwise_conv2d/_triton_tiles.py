@@ -59,7 +59,7 @@ TILES: dict[tuple[str, str, int], dict[int, Tile]] = {
     },
     ("weight_gradient", "channels", 4): {
         32: Tile(columns=8, channels=32, num_warps=4),
-        64: Tile(columns=8, channels=64, num_warps=4),
+        64: Tile(columns=4, channels=64, num_warps=4),
     },
     ("epilogue", "pixels", 2): {
         64: Tile(columns=64, channels=16, num_warps=4),

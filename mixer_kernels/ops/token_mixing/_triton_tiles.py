@@ -20,6 +20,19 @@ TILES = SHARED_TILES | {
         "sm_100": Tile(64, 128, 128, 64, num_warps=8, num_stages=3),
         "gfx942": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
     },
+    # A second accumulator takes registers.
+    ("hidden_bwd", "odd half"): {
+        "sm_80": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
+        "sm_90": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
+        "sm_100": Tile(64, 64, 64, 32, num_warps=8, num_stages=3),
+        "gfx942": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
+    },
+    ("hidden_bwd", "ieee"): {
+        "sm_80": Tile(64, 32, 32, 16, num_warps=8, num_stages=1),
+        "sm_90": Tile(64, 64, 64, 16, num_warps=8, num_stages=1),
+        "sm_100": Tile(64, 64, 64, 16, num_warps=8, num_stages=1),
+        "gfx942": Tile(64, 64, 64, 16, num_warps=4, num_stages=2),
+    },
     ("token_linear", "half"): {
         "sm_80": Tile(64, 128, 64, 32, num_warps=4, num_stages=3),
         "sm_90": Tile(128, 256, 128, 64, num_warps=8, num_stages=3),
@@ -29,7 +42,7 @@ TILES = SHARED_TILES | {
 }
 
 # Rows and channels of one program of the kernels that only pass over memory, and elements of a weight to pad.
-PREPARE = {"BLOCK_ROWS": 4, "BLOCK_C": 1024, "BLOCK_PAD": 2048, "num_warps": 4}
+PREPARE = {"BLOCK_ROWS": 2, "BLOCK_C": 1024, "BLOCK_PAD": 2048, "num_warps": 4}
 LAYER_NORM_BWD = {"BLOCK_ROWS": 32, "BLOCK_C": 64, "num_warps": 8}
 
 # The whole MLP in one kernel, with all tokens of WIDE channels in registers: (most tokens, tile), fewest first. Where
