@@ -54,6 +54,9 @@ PROBLEMS = [
     Problem((1, 90, 24)),
     Problem((1, 190, 24)),
     Problem((2, 196, 24)),  # the published number of tokens
+    # The least and the most tokens of the kernel that keeps the weight, with several tiles a block.
+    Problem((3, 113, 70), multiprocessors=1),
+    Problem((1, 208, 33), absent=("alpha", "bias"), floats=("layer_scale",), strides=transposed(208, 33)),
     Problem((1, 24, 300)),
     Problem((41, 3, 33), multiprocessors=4),  # splits of several images that end within one and beyond the last
     # Absent parameters, one by one and all; float32 ones beside half types.

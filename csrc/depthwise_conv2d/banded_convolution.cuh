@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/mma.cuh"
+#include "common/opaque.cuh"
 #include "depthwise_conv2d/convolution.cuh"
 
 namespace mixer_kernels {
@@ -264,7 +265,7 @@ __global__ void __launch_bounds__(kMostBandedThreads, 2)
       __syncthreads();
     }
     // Registers are short: what follows from the box is computed anew in each image.
-    forget(box.channels), forget(box.rows), forget(box.columns);
+    make_opaque(box.channels), make_opaque(box.rows), make_opaque(box.columns);
     const int columns_before = c.offset_w + c.lead;
     load_box<0, scalar_t>(c.x,
                           {box.image, box.channel, box.channels, box.row - c.offset_h, box.rows + c.kernel_h - 1,

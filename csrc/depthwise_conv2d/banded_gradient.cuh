@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kBandedGradientThreads, 2)
   for (int64_t place = first; place < end; ++place) {
     Box box = g.grid.box(channel_box, place);
     // Registers are short: what follows from the box is computed anew each time.
-    forget(box.channels), forget(box.rows), forget(box.columns);
+    make_opaque(box.channels), make_opaque(box.rows), make_opaque(box.columns);
     load_boxes<kBandedGradientThreads, scalar_t>(g, box, x, dz, place > first && g.grid.boxes_of_image() == 1);
     if (!is_used) continue;
     const float sum = multiply_box(sums, g, x.pixel(channel, first_kh, part * kBandDepth), dz.pixel(channel, 0, 0));

@@ -147,15 +147,6 @@ __device__ __forceinline__ void for_places_ahead(bool along_channels, int channe
   }
 }
 
-// The compiler takes a value for another one from here on.
-__device__ __forceinline__ void forget(int& value) {
-#if defined(__CUDACC__)
-  asm volatile("" : "+r"(value));
-#else
-  static_cast<void>(value);
-#endif
-}
-
 // Pixels in shared memory: rows of `pitch` elements with a gap after each 8, channels `slot` elements apart.
 template <typename stored_t>
 struct SharedTile {

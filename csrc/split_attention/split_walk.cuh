@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/opaque.cuh"
 #include "common/vector.cuh"
 #include "split_attention/split_attention.h"
 
@@ -71,18 +72,6 @@ __device__ __forceinline__ void walk_run(const SplitPlan& plan, const SplitPlace
   }
 }
 
-// Leaves a value in its register: the compiler would rather compute it again for every pixel.
-__device__ __forceinline__ void keep([[maybe_unused]] int& value) {
-#if defined(__CUDA_ARCH__)
-  asm("" : "+r"(value));
-#endif
-}
-__device__ __forceinline__ void keep([[maybe_unused]] int64_t& value) {
-#if defined(__CUDA_ARCH__)
-  asm("" : "+l"(value));
-#endif
-}
-
 // From a pixel to a neighbour on one axis.
 struct Neighbour {
   bool along_h;
@@ -104,7 +93,8 @@ class Channels {
         column_stride_(view.column_stride),
         new_row_(view.row_stride - (plan.width - 1) * view.column_stride) {
     const int row = place.first / plan.width, column = place.first % plan.width;
-    keep(new_row_);
+    // Computed once: the compiler would rather do it again for every pixel.
+    make_opaque(new_row_);
     data_ = static_cast<const scalar_t*>(view.data) + place.image * view.image_stride + row * row_stride_ +
             column * column_stride_ + place.channel;
   }
@@ -123,8 +113,8 @@ class Channels {
     const bool along_h = offset.h != 0, is_before = offset.h + offset.w < 0;
     const int64_t stride = along_h ? row_stride_ : column_stride_;
     Neighbour source{along_h, is_before ? 0 : (along_h ? plan.height : plan.width) - 1, is_before ? -stride : stride};
-    keep(source.border);
-    keep(source.step);
+    make_opaque(source.border);
+    make_opaque(source.step);
     return source;
   }
 

@@ -21,18 +21,9 @@ TILES = SHARED_TILES | {
         "gfx942": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
     },
     # A second accumulator takes registers.
-    ("hidden_bwd", "odd half"): {
-        "sm_80": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
-        "sm_90": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
-        "sm_100": Tile(64, 64, 64, 32, num_warps=8, num_stages=3),
-        "gfx942": Tile(64, 64, 64, 32, num_warps=4, num_stages=2),
-    },
-    ("hidden_bwd", "ieee"): {
-        "sm_80": Tile(64, 32, 32, 16, num_warps=8, num_stages=1),
-        "sm_90": Tile(64, 64, 64, 16, num_warps=8, num_stages=1),
-        "sm_100": Tile(64, 64, 64, 16, num_warps=8, num_stages=1),
-        "gfx942": Tile(64, 64, 64, 16, num_warps=4, num_stages=2),
-    },
+    ("hidden_bwd", "odd half"): SHARED_TILES["any", "odd half"]
+    | {"sm_100": Tile(64, 64, 64, 32, num_warps=8, num_stages=3)},
+    ("hidden_bwd", "ieee"): SHARED_TILES["any", "ieee"] | {"sm_80": Tile(64, 32, 32, 16, num_warps=8, num_stages=1)},
     ("token_linear", "half"): {
         "sm_80": Tile(64, 128, 64, 32, num_warps=4, num_stages=3),
         "sm_90": Tile(128, 256, 128, 64, num_warps=8, num_stages=3),
