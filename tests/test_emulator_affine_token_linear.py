@@ -30,6 +30,9 @@ class Problem:
     weight_offset: int = 0
     multiprocessors: int = 2
 
+    def equal_images(self) -> bool:
+        return all(strides is not None and strides[0] == 0 for strides in (self.strides, self.dy_strides))
+
     def line(self, element_type: int, tf32: bool, seed: int) -> str:
         _, tokens, channels = self.sizes
         words = (element_type, tf32, *self.sizes)
@@ -115,6 +118,7 @@ def exact_results(problem: Problem, tensors: Tensors) -> tuple[Tensors, Tensors]
     """Outputs and gradients in float64, by autograd; and how large the result and its terms are.
 
     The terms of y and dx beside the residual are those of their channel: LayerScale tells how small they are.
+    Equal images err equally: what sums over them errs by their number instead of its root.
     """
     t = {name: tensor.double().requires_grad_(name != "dy") for name, tensor in tensors.items()}
     x, weight, dy = t["x"], t["weight"], t["dy"]
@@ -142,6 +146,9 @@ def exact_results(problem: Problem, tensors: Tensors) -> tuple[Tensors, Tensors]
             "dbias": (layer_scale.square() * dy2).sum((0, 2)),
             "dlayer_scale": alpha.square() * xu2 + (dy2 * (beta.square() * row_sums2 + bias2)).sum((0, 1)),
         }
+        if problem.equal_images():
+            for name in ("dalpha", "dbeta", "dweight", "dbias", "dlayer_scale"):
+                terms2[name] = terms2[name] * x.shape[0]
         # Half of float16's smallest number.
         least = 2.0**-25 / TOLERANCE["float16"] if tensors["x"].dtype == torch.float16 else 0.0
         scales = {name: result.abs() + terms2[name].sqrt() + least for name, result in results.items()}
