@@ -22,6 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import mixer_kernels
+from mixer_kernels.ops._triton_op import triton_op
 
 # name -> (how to build the layer, shape of its input without the batch). A layer that gets a kernel needs one line.
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -154,3 +155,32 @@ def test_aot_inductor(device: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrap", [replicate, shard])
 def test_distributed_training(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
     spawn(train_together, str(tmp_path / "store"), wrap, processes=PROCESSES)
+
+
+class GivesUp:
+    """A context that Dynamo does not trace, nor the function that enters it."""
+
+    def __enter__(self) -> None:
+        torch._dynamo.graph_break()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_dynamo_leaves_the_launches_alone() -> None:
+    seen = []
+
+    def launch(x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.compiler.is_compiling())
+        return x + 1
+
+    op = triton_op("launch_that_looks_around", torch.empty_like)(launch)
+
+    def given_up(x: torch.Tensor) -> torch.Tensor:
+        with GivesUp():
+            torch._dynamo.graph_break()
+            return op(x)
+
+    x = torch.zeros(3)
+    assert (torch.compile(given_up, backend="eager")(x) == 1).all()
+    assert seen == [False]

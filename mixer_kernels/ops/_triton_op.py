@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._compile import _disable_dynamo
 
 
 def triton_op(
@@ -26,7 +27,8 @@ def triton_op(
         qualified = f"mixer_kernels::{name}"
         schema = torch.library.infer_schema(function, mutates_args=mutates)
         torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(qualified, ("cpu", "cuda"), function)
+        # Where Dynamo gives up a frame, it goes on with the functions that the frame calls, this one too.
+        torch.library.impl(qualified, ("cpu", "cuda"), _disable_dynamo(function))
         torch.library.register_fake(qualified, fake)
         overload: Callable[..., Any] = getattr(torch.ops.mixer_kernels, name).default
         return overload
