@@ -135,6 +135,16 @@ def test_activations_of_extreme_values(device, backend):
     assert (y[z < -8] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gelu_of_large_negative_values_in_half_types(device, backend, dtype):
+    # The kernels may approximate the normal distribution function, but what is left of it must not grow with z.
+    x = torch.linspace(-30, 30, 401, device=device, dtype=dtype).view(1, 1, -1)
+    inputs = [x, None, None, torch.full((2, 1), 2000.0, device=device, dtype=dtype), None]
+    z, y = (linear(backend, activation=activation)(*inputs) for activation in (None, "gelu"))
+    assert (z < -3000).any()
+    assert (y[z < -8].abs() < 1e-5).all()
+
+
 @pytest.mark.parametrize("form", [mixing, linear])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

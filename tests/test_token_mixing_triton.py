@@ -129,6 +129,17 @@ def test_activations(op: str, dtype: torch.dtype, activation: int, variant: str)
     check(op, random(*SHAPE[:3], dtype=dtype), parameters(op, SHAPE, dtype), activation)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_gelu_of_large_negative_values_in_half_types(dtype: torch.dtype) -> None:
+    # It approximates the normal distribution function, but what is left of it must not grow with z.
+    x = torch.linspace(-30, 30, 41, device=DEVICE, dtype=dtype).view(1, 1, -1)
+    weight = torch.full((2, 1), 2000.0, device=DEVICE, dtype=dtype)
+    forward = torch.ops.mixer_kernels.layer_norm_token_linear_triton_fwd
+    z, y = (forward(x, None, None, weight, None, 1e-6, activation)[0] for activation in (0, 2))
+    assert (z < -3000).any()
+    assert (y[z < -8].abs() < 1e-5).all()
+
+
 @pytest.mark.parametrize(
     "shape",
     [(1, 1, 6, 1), (3, 5, 30, 7), (1, 17, 6, 33), (2, 20, 3, 1), (2, 1, 40, 33), (1, 68, 8, 66)],
