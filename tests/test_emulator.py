@@ -19,7 +19,7 @@ SEVENTEEN = tuple(i * 7 % 4 for i in range(17))
 
 SOUND = (
     *("sum", "reverse", "half", "tf32", "mma_half", "mma_bfloat16", "mma_tf32"),
-    *("ldmatrix", "ldmatrix_transposed", "copy"),
+    *("ldmatrix", "ldmatrix_transposed", "stmatrix_transposed", "copy", "ring", "narrow_ring"),
 )
 
 
@@ -55,6 +55,13 @@ WRONG_RESULT = 2
         ("copy_unfinished", 1, "copies under way"),
         ("copy_misaligned", 1, "misaligned"),
         ("copy_past_global", 1, "heap-buffer-overflow"),
+        ("ring_missing_wait", WRONG_RESULT, ""),
+        ("ring_touched_operand", WRONG_RESULT, ""),
+        ("ring_early_refill", 1, "phase does not end"),
+        ("ring_no_release", 1, "phase does not end"),
+        ("ring_wrong_swizzle", WRONG_RESULT, ""),
+        ("narrow_ring_wrong_swizzle", WRONG_RESULT, ""),
+        ("ring_unfinished", 1, "bulk copies under way"),
     ],
 )
 @pytest.mark.parametrize("seed", [1, 2, 3])

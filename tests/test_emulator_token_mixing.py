@@ -39,6 +39,7 @@ class Problem:
     dy_offset: int = 0
     mean: float = 0.0
     multiprocessors: int = 2
+    warpgroups: bool = False
 
     @property
     def rows(self) -> int:
@@ -50,7 +51,9 @@ class Problem:
         words += (self.bias1, self.mlp and self.bias2, self.norm_is_float)
         words += (*(self.strides or (tokens * channels, channels, 1)), self.offset)
         words += (*(self.dy_strides or (self.rows * channels, channels, 1)), self.dy_offset)
-        return " ".join(str(int(word)) for word in words) + f" {EPS} {self.multiprocessors} {seed}"
+        return (
+            " ".join(str(int(word)) for word in words) + f" {EPS} {self.multiprocessors} {int(self.warpgroups)} {seed}"
+        )
 
 
 PROBLEMS = [
@@ -94,6 +97,14 @@ PROBLEMS = [
     Problem((2, 17, 64, 24), NONE, mlp=False, dy_strides=(0, 0, 0)),
     Problem((2, 17, 40, 24), NONE, mlp=False, dy_strides=transposed(24, 40)),
     Problem((2, 17, 40, 24), GELU, mlp=False, strides=transposed(17, 40), dy_strides=transposed(24, 40)),
+    # Warpgroups, with the least, the published and the most tokens: one chunk and several, whole and not; several tiles
+    # a block; a block without a tile for its second warpgroup; every activation; absent parameters; strides.
+    Problem((1, 113, 33, 20), warpgroups=True),
+    Problem((1, 196, 136, 130), GELU_TANH, multiprocessors=1, warpgroups=True),
+    Problem((5, 208, 64, 64), RELU, multiprocessors=1, warpgroups=True),
+    Problem((1, 120, 40, 65), NONE, norm_bias=False, bias1=False, norm_is_float=True, warpgroups=True),
+    Problem((1, 120, 40, 30), norm_weight=False, bias2=False, strides=transposed(120, 40), warpgroups=True),
+    Problem((2, 114, 64, 8), strides=(120 * 72, 72, 1), offset=8, mean=10.0, warpgroups=True),
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAException.h>
 
 #include <cstdint>
+#include <string_view>
 
 #include "common/arguments.h"
 
@@ -24,6 +25,15 @@ inline int multiprocessors_of(const at::Tensor& x) {
   int count = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, x.device().index()));
   return count;
+}
+
+// Whether x's device runs the kernels of common/warpgroup.cuh, which are compiled for its very generation or not at
+// all.
+inline bool has_warpgroups(const at::Tensor& x) {
+  constexpr std::string_view kArchs = MIXER_KERNELS_CUDA_ARCHS;
+  int major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.device().index()));
+  return major == 9 && kArchs.find("9.0a") != std::string_view::npos;
 }
 
 inline at::Tensor empty_workspace(const at::Tensor& x, int64_t bytes) {

@@ -89,6 +89,19 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&to)[4], const voi
 #endif
 }
 
+// The inverse of ldmatrix_transposed. From sm_90 on.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void stmatrix_transposed(void* row, const uint32_t (&from)[4]) {
+#if defined(__CUDACC__)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+#else
+  emulator::stmatrix_transposed(row, from);
+#endif
+}
+#endif
+
 // Starts to copy 16 bytes from global into shared memory, or fills in zeros and reads nothing unless `inside`. Both
 // addresses are multiples of 16. The bytes are there for this thread once it has waited, for the others after a barrier
 // behind that.

@@ -25,6 +25,7 @@ struct TokenMixingArguments {
   const void *weight2, *bias2;          // (S, D), (S); both may be null
   const float *mean, *rstd;             // (B, S): inputs of the backward pass
   int multiprocessors;
+  bool has_warpgroups;  // the kernels of warpgroup_mlp.cuh run on this device
 };
 
 struct TokenMixingOutputs {

@@ -50,6 +50,7 @@ class Arguments {
     arguments_.weight2 = data_of(weight2_);
     arguments_.bias2 = data_of(bias2_);
     arguments_.multiprocessors = multiprocessors_of(x);
+    arguments_.has_warpgroups = has_warpgroups(x);
   }
 
   const TokenMixingArguments& get() const { return arguments_; }

@@ -17,6 +17,7 @@
 #include "token_mixing/token_mixing.h"
 #include "token_mixing/token_norm.cuh"
 #include "token_mixing/token_products.cuh"
+#include "token_mixing/warpgroup_mlp.cuh"
 
 namespace mixer_kernels {
 
@@ -34,12 +35,20 @@ class TokenMixing {
         call_(arguments.batch, arguments.channels, arguments.multiprocessors, workspace, launch),
         tokens_(static_cast<int>(arguments.tokens)),
         hidden_(static_cast<int>(arguments.hidden)),
-        n_(take_features(tokens_)),
         x_(call_.plan_features(arguments.x, tokens_)) {}
 
   int64_t workspace_bytes() const { return call_.workspace.bytes(); }
 
   void plan_forward() {
+    if (uses_warpgroups()) {
+      mlp_weights_.chunks = MlpWeights<scalar_t>::chunks_of(hidden_);
+      mlp_weights_.slots = call_.workspace.template take<scalar_t>(mlp_weights_.slot_elements());
+      mlp_weights_.bias1 = take_floats(mlp_weights_.chunks * WarpgroupMlp::kUnits);
+      mlp_weights_.bias2 = take_floats(WarpgroupMlp::kTokens);
+      statistics_ = take_floats(arguments_.batch * WarpgroupMlp::kTokens * 2);
+      return;
+    }
+    n_ = take_features(tokens_);
     weight1_ = call_.plan_weight(arguments_.weight1, hidden_, tokens_, false);
     if (arguments_.weight2 == nullptr) return;
     weight2_ = call_.plan_weight(arguments_.weight2, tokens_, hidden_, false);
@@ -48,6 +57,10 @@ class TokenMixing {
 
   void run_forward(float eps, const TokenMixingOutputs& outputs) {
     call_.run_pack();
+    if (uses_warpgroups()) {
+      run_warpgroups(eps, outputs);
+      return;
+    }
     run_normalise<true>(eps, outputs.mean, outputs.rstd);
     const Operand<scalar_t> n = call_.features(n_, tokens_);
     const ActivateEpilogue<scalar_t> activate{parameter(arguments_.bias1), arguments_.activation};
@@ -61,6 +74,7 @@ class TokenMixing {
   }
 
   void plan_backward(const TokenView& dy) {
+    n_ = take_features(tokens_);
     const bool is_mlp = arguments_.weight2 != nullptr;
     const bool has_slope = is_mlp || arguments_.activation != Activation::kNone;
     weight1_transposed_ = call_.plan_weight(arguments_.weight1, tokens_, hidden_, true);
@@ -116,6 +130,7 @@ class TokenMixing {
  private:
   using Call = TokenCall<scalar_t, kTensorCores, Launch>;
   static constexpr int kVec = Call::kVec;
+  static constexpr bool kHasWarpgroups = sizeof(scalar_t) == 2;
 
   static const scalar_t* parameter(const void* data) { return static_cast<const scalar_t*>(data); }
 
@@ -136,6 +151,35 @@ class TokenMixing {
     const int norm_size = arguments_.norm_is_float ? 4 : kSize;
     return call_.channels % count == 0 && is_aligned(arguments_.norm_weight, norm_size) &&
            is_aligned(arguments_.norm_bias, norm_size);
+  }
+
+  bool uses_warpgroups() const {
+    return kHasWarpgroups && arguments_.has_warpgroups && arguments_.weight2 != nullptr && WarpgroupMlp::takes(tokens_);
+  }
+
+  void run_warpgroups(float eps, const TokenMixingOutputs& outputs) const {
+    if constexpr (kHasWarpgroups) {
+      const PackMlpArguments<scalar_t> pack{parameter(arguments_.weight1),
+                                            parameter(arguments_.bias1),
+                                            parameter(arguments_.weight2),
+                                            parameter(arguments_.bias2),
+                                            tokens_,
+                                            hidden_,
+                                            mlp_weights_};
+      call_.launch(&pack_mlp_kernel<scalar_t>, divide_up(pack.pieces() + pack.biases(), kPackMlpThreads),
+                   kPackMlpThreads, 0, pack);
+      const StatisticsArguments<scalar_t> statistics{x_,          call_.channels,       eps, outputs.mean, outputs.rstd,
+                                                     statistics_, WarpgroupMlp::kTokens};
+      call_.launch(call_.channels % kVec == 0 ? &statistics_kernel<scalar_t, kVec> : &statistics_kernel<scalar_t, 1>,
+                   divide_up(arguments_.batch * WarpgroupMlp::kTokens, kNormThreads / 32), kNormThreads, 0, statistics);
+      const WarpgroupMlpArguments<scalar_t> mlp{x_,          norm_parameters(), call_.channels,
+                                                statistics_, mlp_weights_,      call_.contiguous(outputs.y, tokens_)};
+      dispatch_activation(arguments_.activation, [&](auto tag) {
+        call_.launch(&warpgroup_mlp_kernel<scalar_t, decltype(tag)::value>,
+                     std::min(mlp.tiles(), arguments_.multiprocessors), WarpgroupMlp::kThreads,
+                     WarpgroupMlp::kSharedBytes, mlp);
+      });
+    }
   }
 
   template <bool kStatistics>
@@ -199,9 +243,11 @@ class TokenMixing {
   const TokenMixingArguments& arguments_;
   Call call_;
   int tokens_, hidden_;
-  scalar_t *n_, *h_ = nullptr, *dz_ = nullptr;
+  scalar_t *n_ = nullptr, *h_ = nullptr, *dz_ = nullptr;
   Operand<scalar_t> x_, dy_{};
   Operand<scalar_t> weight1_{}, weight1_transposed_{}, weight2_{}, weight2_transposed_{};
+  MlpWeights<scalar_t> mlp_weights_{};
+  float* statistics_ = nullptr;  // for the warpgroups
   // Terms of the sums that the last kernel finishes.
   float *dweight1_ = nullptr, *dbias1_ = nullptr, *dweight2_ = nullptr, *dy_sums_ = nullptr, *dnorm_ = nullptr;
   typename Call::Splits splits_{};

@@ -52,8 +52,48 @@ struct NormaliseArguments {
   scalar_t* n;  // rows as wide as those of x
 };
 
-// One warp normalises one token. kStatistics: it computes mean and rstd first, in two passes over the row, which stays
-// in the first-level cache; else it takes what is there.
+// Calls f(channel, values) for the vectors of a row that a lane of a warp takes; several loads are under way before the
+// first value is used.
+template <int kVec, typename scalar_t, typename F>
+__device__ __forceinline__ void for_each_vector(const scalar_t* row, int channels, F&& f) {
+  constexpr int kBatch = 4;
+  for (int begin = static_cast<int>(threadIdx.x) % 32 * kVec; begin < channels; begin += kBatch * 32 * kVec) {
+    float values[kBatch][kVec];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int channel = begin + j * 32 * kVec;
+      if (channel < channels) load_floats(values[j], row + channel);
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int channel = begin + j * 32 * kVec;
+      if (channel < channels) f(channel, values[j]);
+    }
+  }
+}
+
+struct Statistics {
+  float mean, rstd;
+};
+
+// Of a row, by a warp, in two passes over it: it stays in the first-level cache.
+template <int kVec, typename scalar_t>
+__device__ __forceinline__ Statistics row_statistics(const scalar_t* row, int channels, float eps) {
+  float sum = 0.0f;
+  for_each_vector<kVec>(row, channels, [&](int, const float (&values)[kVec]) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) sum += values[i];
+  });
+  const float mean = warp_sum(sum) / static_cast<float>(channels);
+  float squares = 0.0f;
+  for_each_vector<kVec>(row, channels, [&](int, const float (&values)[kVec]) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) squares += (values[i] - mean) * (values[i] - mean);
+  });
+  return {mean, 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(channels) + eps)};
+}
+
+// One warp normalises one token. kStatistics: it computes mean and rstd first, else it takes what is there.
 template <typename scalar_t, int kVec, bool kStatistics>
 __global__ void __launch_bounds__(kNormThreads, 3)
     normalise_kernel(const __grid_constant__ NormaliseArguments<scalar_t> arguments) {
@@ -64,55 +104,60 @@ __global__ void __launch_bounds__(kNormThreads, 3)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const scalar_t* x = in.data + image * in.batch_stride + (row - image * in.rows) * in.row_stride;
   scalar_t* n = arguments.n + row * in.columns;
-  // Several loads are under way before the first value is used.
-  constexpr int kBatch = 4;
-  const auto for_each_vector = [&](auto&& f) {
-    for (int begin = lane * kVec; begin < arguments.channels; begin += kBatch * 32 * kVec) {
-      float values[kBatch][kVec];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int channel = begin + j * 32 * kVec;
-        if (channel < arguments.channels) load_floats(values[j], x + channel);
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int channel = begin + j * 32 * kVec;
-        if (channel < arguments.channels) f(channel, values[j]);
-      }
-    }
-  };
 
-  float mean, rstd;
+  Statistics statistics;
   if constexpr (kStatistics) {
-    float sum = 0.0f;
-    for_each_vector([&](int, const float (&values)[kVec]) {
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) sum += values[i];
-    });
-    mean = warp_sum(sum) / static_cast<float>(arguments.channels);
-    float squares = 0.0f;
-    for_each_vector([&](int, const float (&values)[kVec]) {
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) squares += (values[i] - mean) * (values[i] - mean);
-    });
-    rstd = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(arguments.channels) + arguments.eps);
+    statistics = row_statistics<kVec>(x, arguments.channels, arguments.eps);
     if (lane == 0) {
-      arguments.mean[row] = mean;
-      arguments.rstd[row] = rstd;
+      arguments.mean[row] = statistics.mean;
+      arguments.rstd[row] = statistics.rstd;
     }
   } else {
-    mean = arguments.mean[row];
-    rstd = arguments.rstd[row];
+    statistics = {arguments.mean[row], arguments.rstd[row]};
   }
-  for_each_vector([&](int channel, float (&values)[kVec]) {
+  for_each_vector<kVec>(x, arguments.channels, [&](int channel, float (&values)[kVec]) {
     float weight[kVec], bias[kVec];
     arguments.parameters.load_weight(weight, channel);
     arguments.parameters.load_bias(bias, channel);
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) values[i] = (values[i] - mean) * rstd * weight[i] + bias[i];
+    for (int i = 0; i < kVec; ++i) values[i] = (values[i] - statistics.mean) * statistics.rstd * weight[i] + bias[i];
     store_floats(n + channel, values);
   });
   for (int channel = arguments.channels + lane; channel < in.columns; channel += 32) n[channel] = from_acc<scalar_t>(0);
+}
+
+template <typename scalar_t>
+struct StatisticsArguments {
+  Operand<scalar_t> x;
+  int channels;  // of the columns
+  float eps;
+  float *mean, *rstd;
+  float* pairs;  // mean and rstd side by side, of padded_rows rows an image, with zeros in those beyond x's
+  int padded_rows;
+};
+
+// One warp computes what LayerNorm needs to know of one token.
+template <typename scalar_t, int kVec>
+__global__ void __launch_bounds__(kNormThreads, 3)
+    statistics_kernel(const __grid_constant__ StatisticsArguments<scalar_t> arguments) {
+  const Operand<scalar_t>& in = arguments.x;
+  const int64_t padded_row = static_cast<int64_t>(blockIdx.x) * (kNormThreads / 32) + threadIdx.x / 32;
+  const int64_t image = padded_row / arguments.padded_rows;
+  if (image >= in.batch) return;
+  const int row = static_cast<int>(padded_row - image * arguments.padded_rows);
+  const bool is_there = row < in.rows;
+  Statistics statistics{};
+  if (is_there) {
+    const scalar_t* x = in.data + image * in.batch_stride + row * in.row_stride;
+    statistics = row_statistics<kVec>(x, arguments.channels, arguments.eps);
+  }
+  if (threadIdx.x % 32 != 0) return;
+  arguments.pairs[padded_row * 2] = statistics.mean;
+  arguments.pairs[padded_row * 2 + 1] = statistics.rstd;
+  if (is_there) {
+    arguments.mean[image * in.rows + row] = statistics.mean;
+    arguments.rstd[image * in.rows + row] = statistics.rstd;
+  }
 }
 
 template <typename scalar_t>

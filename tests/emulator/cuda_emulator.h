@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -56,17 +57,21 @@ namespace emulator {
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 4096;
 constexpr unsigned kFullMask = 0xffffffffu;
+constexpr int kBlock = 1024, kWarpgroup = 128;
+// Shared memory is a window with this alignment; what a kernel gets begins that far into it, for it may not expect
+// more.
+constexpr size_t kSharedAlignment = 1024, kSharedOffset = 128;
 
 // Where a thread waits. Two threads meet only at the same place of the source and in the same phase of it.
 struct Place {
   const char* file;
   int line;
   int phase;
-  bool whole_block;
-  unsigned mask;
+  int width;      // of the aligned group of threads that meet here; kBlock: everybody
+  unsigned mask;  // which lanes, if the group is a warp
 
   bool operator==(const Place& other) const {
-    return line == other.line && phase == other.phase && whole_block == other.whole_block && mask == other.mask &&
+    return line == other.line && phase == other.phase && width == other.width && mask == other.mask &&
            (file == other.file || std::strcmp(file, other.file) == 0);
   }
 };
@@ -78,6 +83,28 @@ struct Copy {
   void* to;
   char bytes[16];
   int group;
+};
+
+// A warpgroup's product under way: what this thread holds of it, see warpgroup_emulator.h.
+struct Product {
+  float* c;
+  const uint32_t* a;
+  int columns;
+  uint64_t b;
+  bool accumulates;
+  int group;
+};
+
+// A barrier in shared memory, and the bulk copies that it waits for.
+struct Barrier {
+  int count, pending;
+  int64_t bytes = 0;
+  int phase = 0;
+  struct BulkCopy {
+    char* to;
+    std::vector<char> bytes;
+  };
+  std::vector<BulkCopy> copies;
 };
 
 struct Thread {
@@ -92,6 +119,10 @@ struct Thread {
   int turn = 0;
   std::vector<Copy> copies;
   int group = 0;
+  std::vector<Product> products;
+  std::map<float*, std::vector<float>> held;  // accumulators of products under way
+  int product_group = 0;
+  int spins = 0;
 };
 
 // One block at a time: its threads, who runs, and its dynamic shared memory.
@@ -102,6 +133,7 @@ inline const void* scheduler_stack = nullptr;
 inline size_t scheduler_stack_bytes = 0;
 inline std::function<void()> body;
 inline void* dynamic_shared = nullptr;
+inline std::map<const void*, Barrier> barriers;
 inline std::mt19937 random_engine;
 
 [[noreturn]] inline void fail(const char* what) {
@@ -140,6 +172,7 @@ inline void thread_main() {
 #endif
   body();
   if (!threads[current].copies.empty()) fail("a thread exits with copies under way");
+  if (!threads[current].products.empty()) fail("a thread exits with products under way");
   threads[current].state = State::kDone;
   to_scheduler();
 }
@@ -156,7 +189,7 @@ inline void start(Thread& thread) {
   __asan_unpoison_memory_region(thread.stack, kStackBytes);
 #endif
   thread.state = State::kReady;
-  thread.turn = thread.group = 0;
+  thread.turn = thread.group = thread.product_group = thread.spins = 0;
   getcontext(&thread.context);
   thread.context.uc_stack.ss_sp = thread.stack;
   thread.context.uc_stack.ss_size = kStackBytes;
@@ -181,30 +214,25 @@ inline void run(int index) {
 #endif
 }
 
-// Whether everybody for whom `place` waits has come to it.
-inline bool complete(const Place& place, int warp) {
-  const int count = static_cast<int>(threads.size());
-  const int first = place.whole_block ? 0 : warp * warpSize;
-  const int end = place.whole_block ? count : std::min(count, first + warpSize);
-  for (int i = first; i < end; ++i) {
-    if (!place.whole_block && !(place.mask >> (i - first) & 1)) continue;
-    if (threads[i].state != State::kWaiting || !(threads[i].place == place)) return false;
-  }
-  return true;
-}
-
+// Comes to a place; everybody leaves it once all have come for whom it waits.
 inline void wait(const Place& place) {
   Thread& self = threads[current];
-  const int warp = current / warpSize;
-  if (!place.whole_block && !(place.mask >> (current % warpSize) & 1)) fail("a lane is missing from its own mask");
+  const bool has_mask = place.width == warpSize;
+  if (has_mask && !(place.mask >> (current % warpSize) & 1)) fail("a lane is missing from its own mask");
   self.state = State::kWaiting;
   self.place = place;
-  if (complete(place, warp)) {
-    for (size_t i = 0; i < threads.size(); ++i) {
-      const bool meets = place.whole_block || static_cast<int>(i) / warpSize == warp;
-      if (meets && threads[i].state == State::kWaiting && threads[i].place == place) threads[i].state = State::kReady;
+  const int first = current / place.width * place.width;
+  const int end = std::min(static_cast<int>(threads.size()), first + place.width);
+  const auto for_each = [&](auto&& f) {
+    for (int i = first; i < end; ++i) {
+      if (!has_mask || place.mask >> (i - first) & 1) f(threads[i]);
     }
-  }
+  };
+  bool is_complete = true;
+  for_each([&](const Thread& thread) {
+    is_complete = is_complete && thread.state == State::kWaiting && thread.place == place;
+  });
+  if (is_complete) for_each([](Thread& thread) { thread.state = State::kReady; });
   to_scheduler();
 }
 
@@ -224,13 +252,15 @@ inline void poison_static_shared() {
 
 inline void run_block(size_t shared_bytes) {
   poison_static_shared();
-  const std::unique_ptr<void, void (*)(void*)> shared(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128),
-                                                      std::free);
-  std::memset(shared.get(), 0xff, shared_bytes);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, kSharedAlignment, kSharedOffset + shared_bytes) != 0) fail("no shared memory");
+  const std::unique_ptr<char, void (*)(void*)> window(static_cast<char*>(memory), std::free);
+  std::memset(window.get(), 0xff, kSharedOffset + shared_bytes);
+  dynamic_shared = window.get() + kSharedOffset;
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_poison_memory_region(static_cast<char*>(shared.get()) + shared_bytes, (128 - shared_bytes % 128) % 128);
+  __asan_poison_memory_region(window.get(), kSharedOffset);
 #endif
-  dynamic_shared = shared.get();
+  barriers.clear();
   for (Thread& thread : threads) start(thread);
 
   std::vector<int> ready(threads.size());
@@ -241,10 +271,19 @@ inline void run_block(size_t shared_bytes) {
       if (threads[i].state == State::kReady) ready.push_back(static_cast<int>(i));
       all_done = all_done && threads[i].state == State::kDone;
     }
-    if (all_done) return;
+    if (all_done) break;
     if (ready.empty()) fail("divergent barrier: its threads wait at different places, or some have exited");
     std::shuffle(ready.begin(), ready.end(), random_engine);
-    for (const int index : ready) run(index);
+    // About half of the warps stand still, so that some get ahead of others.
+    const uint32_t moving = static_cast<uint32_t>(random_engine());
+    const auto moves = [&](int index) { return (moving >> (index / warpSize) & 1) != 0; };
+    const bool any_moves = std::any_of(ready.begin(), ready.end(), moves);
+    for (const int index : ready) {
+      if (!any_moves || moves(index)) run(index);
+    }
+  }
+  for (const auto& [address, barrier] : barriers) {
+    if (!barrier.copies.empty()) fail("a block ends with bulk copies under way");
   }
 }
 
@@ -253,11 +292,11 @@ T exchange(unsigned mask, T value, int source, const char* file, int line) {
   static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 64 bits");
   Thread& self = threads[current];
   std::memcpy(&self.exchanged, &value, sizeof(T));
-  wait({file, line, 0, false, mask});
+  wait({file, line, 0, warpSize, mask});
   const size_t partner = static_cast<size_t>(current / warpSize * warpSize + source);
   if (!(mask >> source & 1) || partner >= threads.size()) fail("a shuffle reads a lane outside its mask");
   std::memcpy(&value, &threads[partner].exchanged, sizeof(T));
-  wait({file, line, 1, false, mask});
+  wait({file, line, 1, warpSize, mask});
   return value;
 }
 
@@ -295,12 +334,12 @@ void emulate(uint64_t seed, dim3 grid, dim3 block, size_t shared_bytes, Kernel* 
 }  // namespace emulator
 
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  emulator::wait({file, line, 0, true, 0});
+  emulator::wait({file, line, 0, emulator::kBlock, 0});
 }
 
 inline void __syncwarp(unsigned mask = emulator::kFullMask, const char* file = __builtin_FILE(),
                        int line = __builtin_LINE()) {
-  emulator::wait({file, line, 0, false, mask});
+  emulator::wait({file, line, 0, warpSize, mask});
 }
 
 template <typename T>
@@ -404,7 +443,7 @@ class Together {
     Thread& self = threads[current];
     turn_ = self.turn++ % 2;
     std::memcpy(self.offered[turn_], &mine, sizeof(T));
-    wait({file, line, self.turn, false, kFullMask});
+    wait({file, line, self.turn, warpSize, kFullMask});
   }
   const T& operator[](int lane) const { return *reinterpret_cast<const T*>(warp_[lane].offered[turn_]); }
 
@@ -496,3 +535,5 @@ inline void cp_async_wait(int pending) {
 }
 
 }  // namespace emulator
+
+#include "warpgroup_emulator.h"

@@ -7,6 +7,7 @@
 
 #include "common/mma.cuh"
 #include "common/vector.cuh"
+#include "common/warpgroup.cuh"
 
 namespace {
 
@@ -190,6 +191,114 @@ int run_ldmatrix(uint64_t seed, bool transposed) {
   return 0;
 }
 
+// A warp loads four matrices transposed and stores them where they were.
+__global__ void stmatrix_kernel(const uint16_t* in, uint16_t* out) {
+  auto* shared = mixer_kernels::dynamic_shared<uint16_t>();
+  const int lane = static_cast<int>(threadIdx.x);
+  uint16_t *from = shared + lane * 8, *to = from + 8 * 32;
+  std::memcpy(from, in + lane * 8, 16);
+  __syncwarp();
+  uint32_t fragment[4];
+  mixer_kernels::ldmatrix_transposed(fragment, from);
+  mixer_kernels::stmatrix_transposed(to, fragment);
+  std::memcpy(out + lane * 8, to, 16);
+}
+
+int run_stmatrix(uint64_t seed) {
+  std::vector<uint16_t> in(8 * 32), out(8 * 32);
+  std::iota(in.begin(), in.end(), uint16_t{0});
+  emulator::emulate(seed, 1, 32, 2 * 8 * 32 * sizeof(uint16_t), &stmatrix_kernel, in.data(), out.data());
+  return in == out ? 0 : 2;
+}
+
+// Two warpgroups multiply 128 rows of a by 64 columns, whose rows of kRowBytes pass through a ring of two slots.
+enum class RingBug { kNone, kMissingWait, kTouchedOperand, kEarlyRefill, kNoRelease, kWrongSwizzle, kUnfinished };
+constexpr int kRingRounds = 5;
+
+template <int kRowBytes, RingBug kBug>
+__global__ void ring_kernel(const __half* a, const __half* b, float* c) {
+  using mixer_kernels::SharedBarrier;
+  constexpr int kDepth = kRowBytes / 2, kSlotBytes = 64 * kRowBytes;
+  auto* shared = mixer_kernels::dynamic_shared<unsigned char>();
+  unsigned char* slots = shared + 1024 - reinterpret_cast<uintptr_t>(shared) % 1024;
+  auto *full = reinterpret_cast<SharedBarrier*>(slots + 2 * kSlotBytes), *empty = full + 2;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, row = thread / 32 * 16 + lane / 4;
+  const auto fill = [&](int round) {
+    if (round < kRingRounds + (kBug == RingBug::kUnfinished ? 1 : 0)) {
+      full[round % 2].arrive_with_copy(slots + round % 2 * kSlotBytes, b + round % kRingRounds * 64 * kDepth,
+                                       kSlotBytes);
+    }
+  };
+  if (thread == 0) {
+    for (int i = 0; i < 2; ++i) {
+      full[i].init(1);
+      empty[i].init(256 / 32);
+    }
+  }
+  __syncthreads();
+  if (thread == 0) fill(0);
+  if (thread == 0) fill(1);
+
+  float sums[32] = {};
+  uint32_t operand[kDepth / 16][4];
+  for (int round = 0; round < kRingRounds; ++round) {
+    full[round % 2].wait(round / 2 % 2);
+    for (int k = 0; k < kDepth / 16; ++k) {
+      for (int i = 0; i < 4; ++i) {
+        const int column = round * kDepth + k * 16 + lane % 4 * 2 + i / 2 * 8;
+        std::memcpy(&operand[k][i], a + (row + i % 2 * 8) * kRingRounds * kDepth + column, sizeof(uint32_t));
+      }
+    }
+    mixer_kernels::wgmma_fence();
+    for (int k = 0; k < kDepth / 16; ++k) {
+      mixer_kernels::wgmma<__half>(
+          sums, operand[k], mixer_kernels::matrix_descriptor<kRowBytes>(slots + round % 2 * kSlotBytes + k * 32), true);
+    }
+    mixer_kernels::wgmma_commit();
+    if (kBug == RingBug::kTouchedOperand) operand[0][1] ^= 1;
+    const bool waits = kBug != RingBug::kMissingWait || round + 1 < kRingRounds;
+    if (waits) mixer_kernels::wgmma_wait<__half, 0>(sums);
+    if (lane == 0 && kBug != RingBug::kNoRelease) empty[round % 2].arrive();
+    if (thread == 0 && round + 2 < kRingRounds + 1) {
+      if (kBug != RingBug::kEarlyRefill) empty[round % 2].wait(round / 2 % 2);
+      fill(round + 2);
+    }
+  }
+  for (int i = 0; i < 32; ++i) c[(row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + lane % 4 * 2 + i % 2] = sums[i];
+  if (kBug == RingBug::kMissingWait) mixer_kernels::wgmma_wait<__half, 0>(sums);
+}
+
+template <int kRowBytes, RingBug kBug>
+int run_ring(uint64_t seed) {
+  constexpr int kDepth = kRowBytes / 2, kAll = kRingRounds * kDepth;
+  std::vector<__half> a(128 * kAll), b(64 * kAll);
+  std::vector<float> c(128 * 64, NAN);
+  // Every product and sum is exact.
+  const auto a_at = [](int row, int k) { return static_cast<float>((row * 7 + k * 5) % 61 - 30); };
+  const auto b_at = [](int column, int k) { return static_cast<float>((column * 11 + k * 3) % 53 - 26); };
+  for (int row = 0; row < 128; ++row) {
+    for (int k = 0; k < kAll; ++k) a[row * kAll + k] = __float2half_rn(a_at(row, k));
+  }
+  for (int column = 0; column < 64; ++column) {
+    for (int k = 0; k < kAll; ++k) {
+      // As the chip swizzles addresses: of 128 bytes, bits 4 to 6 by bits 7 to 9; of 32, bit 4 by bit 7.
+      int address = column * kRowBytes + k % kDepth * 2;
+      if (kBug != RingBug::kWrongSwizzle) address ^= (address >> 7 & (kRowBytes == 128 ? 7 : 1)) << 4;
+      b[k / kDepth * 64 * kDepth + address / 2] = __float2half_rn(b_at(column, k));
+    }
+  }
+  emulator::emulate(seed, 2, 256, 1024 + 2 * 64 * kRowBytes + 32, &ring_kernel<kRowBytes, kBug>, a.data(), b.data(),
+                    c.data());
+  for (int row = 0; row < 128; ++row) {
+    for (int column = 0; column < 64; ++column) {
+      float expected = 0.0f;
+      for (int k = 0; k < kAll; ++k) expected += a_at(row, k) * b_at(column, k);
+      if (!(c[row * 64 + column] == expected)) return 2;
+    }
+  }
+  return 0;
+}
+
 // A block copies its numbers through two stages of shared memory, 16 bytes a thread, and turns each round. The last
 // thread brings zeros.
 enum class CopyBug { kNone, kMissingWait, kMissingBarrier, kEarlyReuse, kUnfinished, kMisaligned, kPastGlobal };
@@ -279,6 +388,16 @@ int main(int argc, char** argv) {
   if (name == "tf32") return run_tf32();
   if (name == "ldmatrix") return run_ldmatrix(seed, false);
   if (name == "ldmatrix_transposed") return run_ldmatrix(seed, true);
+  if (name == "stmatrix_transposed") return run_stmatrix(seed);
+  if (name == "ring") return run_ring<128, RingBug::kNone>(seed);
+  if (name == "narrow_ring") return run_ring<32, RingBug::kNone>(seed);
+  if (name == "ring_missing_wait") return run_ring<128, RingBug::kMissingWait>(seed);
+  if (name == "ring_touched_operand") return run_ring<128, RingBug::kTouchedOperand>(seed);
+  if (name == "ring_early_refill") return run_ring<128, RingBug::kEarlyRefill>(seed);
+  if (name == "ring_no_release") return run_ring<128, RingBug::kNoRelease>(seed);
+  if (name == "ring_wrong_swizzle") return run_ring<128, RingBug::kWrongSwizzle>(seed);
+  if (name == "narrow_ring_wrong_swizzle") return run_ring<32, RingBug::kWrongSwizzle>(seed);
+  if (name == "ring_unfinished") return run_ring<128, RingBug::kUnfinished>(seed);
   if (name == "copy") return run_copy<CopyBug::kNone>(seed);
   if (name == "mma_wrong_row") return run_mma<__half>(seed, true);
   if (name == "mma_missing_lane") return run_mma<__half>(seed, false, true);

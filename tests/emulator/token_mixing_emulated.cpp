@@ -2,9 +2,9 @@
 //   token_mixing_emulated PROBLEMS INPUT OUTPUT
 // Each line of PROBLEMS: element type, whether tf32 may be used, activation, sizes B S C D, whether there is a second
 // weight, whether norm_weight, norm_bias, bias1, bias2 exist, whether the former two are float32, strides of x, its
-// offset, strides of dy, its offset, eps, multiprocessors, seed. INPUT holds the elements of x, norm_weight, norm_bias,
-// weight1, bias1, weight2, bias2 and dy of all problems in row-major order, OUTPUT those of y, mean, rstd, dx and the
-// gradients in the order of the parameters.
+// offset, strides of dy, its offset, eps, multiprocessors, whether there are warpgroups, seed. INPUT holds the elements
+// of x, norm_weight, norm_bias, weight1, bias1, weight2, bias2 and dy of all problems in row-major order, OUTPUT those
+// of y, mean, rstd, dx and the gradients in the order of the parameters.
 #include <sstream>
 #include <string>
 
@@ -37,7 +37,7 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   Tensor x(batch, tokens, channels, size, words), dy(batch, rows, channels, size, words);
   float eps;
   EmulatorLaunch launch{};
-  words >> eps >> arguments.multiprocessors >> launch.seed;
+  words >> eps >> arguments.multiprocessors >> arguments.has_warpgroups >> launch.seed;
   if (!words) die("cannot read this problem", problem);
 
   const int64_t norm_weight_bytes = has_norm_weight * channels * norm_size;
