@@ -17,6 +17,12 @@ namespace mixer_kernels {
 
 constexpr int kWarpgroup = 128;
 
+// Where a row keeps its piece of that number.
+template <int kRowBytes>
+__host__ __device__ __forceinline__ int swizzled_piece(int row, int piece) {
+  return piece ^ (kRowBytes == 128 ? row % 8 : row / 4 % 2);
+}
+
 #if defined(MIXER_KERNELS_WARPGROUPS)
 
 // The second operand of a product 16 deep: its columns are rows of shared memory, of kRowBytes each, and blocks of 8 of
@@ -33,12 +39,6 @@ __device__ __forceinline__ uint64_t matrix_descriptor(const void* step) {
   const uint32_t address = emulator::shared_address(step);
 #endif
   return kConstant | (address & 0x3ffffu) >> 4;
-}
-
-// Where a row keeps its piece of that number.
-template <int kRowBytes>
-__host__ __device__ __forceinline__ int swizzled_piece(int row, int piece) {
-  return piece ^ (kRowBytes == 128 ? row % 8 : row / 4 % 2);
 }
 
 // Makes the registers of the products that follow, and what this thread has written to them, known to the tensor cores.

@@ -176,7 +176,7 @@ class TokenMixing {
                                                 statistics_, mlp_weights_,      call_.contiguous(outputs.y, tokens_)};
       dispatch_activation(arguments_.activation, [&](auto tag) {
         call_.launch(&warpgroup_mlp_kernel<scalar_t, decltype(tag)::value>,
-                     std::min(mlp.tiles(), arguments_.multiprocessors), WarpgroupMlp::kThreads,
+                     std::min(warpgroup_tiles(x_), arguments_.multiprocessors), WarpgroupMlp::kThreads,
                      WarpgroupMlp::kSharedBytes, mlp);
       });
     }
