@@ -123,6 +123,7 @@ def all_problems() -> list[Problem]:
         ((1, 8, 32, 26), (31, 31)),
         ((2, 3, 1, 1), (9, 9)),
         ((1, 130, 2, 3), (3, 3)),  # several boxes of channels on the floating-point units
+        ((1, 40, 8, 16), (3, 3)),  # small maps, whose channels are more than the threads load at once
         ((1, 40, 1, 1), (1, 1)),
         ((1, 3, 9, 1), (3, 3)),
         ((1, 3, 1, 20), (1, 9)),

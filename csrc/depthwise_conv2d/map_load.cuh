@@ -39,8 +39,9 @@ __device__ __forceinline__ void store_pieces(void* to, bits_t bits) {
 
 constexpr int kLoadsAhead = 4;  // of a thread
 
-// Brings `inside`, the part of a box that exists, into the box's tile: of a map whose vectors lie along the columns. A
-// thread takes the same place of every channel.
+// Brings `inside`, the part of a box that exists, into the box's tile: of a map whose vectors lie along the columns.
+// Threads, a power of two, lie side by side along a row, then along the rows, then along the channels; each takes the
+// same place of several channels.
 template <int kThreads, typename scalar_t, int kAhead, typename stored_t>
 __device__ __forceinline__ void load_rows(const Map& map, const Box& box, const Box& inside,
                                           const SharedTile<stored_t>& to) {
@@ -49,7 +50,10 @@ __device__ __forceinline__ void load_rows(const Map& map, const Box& box, const 
   const int begin = inside.column / kVec * kVec, end = inside.column + inside.columns;
   int shift = 0;  // of the vectors in a row that threads take side by side
   while (shift < 5 && (kVec << shift) < end - begin) ++shift;
-  const int alignment = (begin - box.column) % kVec;  // the same in all threads
+  int row_shift = 0;  // the same of rows
+  while ((1 << row_shift) < inside.rows && 2 << (shift + row_shift) <= threads_of_block<kThreads>()) ++row_shift;
+  const int groups = threads_of_block<kThreads>() >> (shift + row_shift);  // of threads, by channel
+  const int alignment = (begin - box.column) % kVec;                       // the same in all threads
 #pragma unroll 1
   for (int column = begin + (static_cast<int>(threadIdx.x) & ((1 << shift) - 1)) * kVec; column < end;
        column += kVec << shift) {
@@ -72,22 +76,24 @@ __device__ __forceinline__ void load_rows(const Map& map, const Box& box, const 
       }
     };
 #pragma unroll 1
-    for (int row = static_cast<int>(threadIdx.x) >> shift; row < inside.rows;
-         row += threads_of_block<kThreads>() >> shift) {
-      const auto* source = map.template pixel<const scalar_t>(inside.image, inside.channel, inside.row + row, column);
-      stored_t* target = to.pixel(0, inside.row + row - box.row, column - box.column);
+    for (int row = (static_cast<int>(threadIdx.x) >> shift) & ((1 << row_shift) - 1); row < inside.rows;
+         row += 1 << row_shift) {
+      const int first = static_cast<int>(threadIdx.x) >> (shift + row_shift);
+      const auto* source =
+          map.template pixel<const scalar_t>(inside.image, inside.channel + first, inside.row + row, column);
+      stored_t* target = to.pixel(first, inside.row + row - box.row, column - box.column);
 #pragma unroll 1
-      for (int channel = 0; channel < inside.channels; channel += kAhead) {
+      for (int channel = first; channel < inside.channels; channel += kAhead * groups) {
         Vector<scalar_t, kVec> vectors[kAhead]{};
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
-          if (channel + i < inside.channels) vectors[i] = Vector<scalar_t, kVec>::load(source);
-          source += map.view.channel_stride;
+          if (channel + i * groups < inside.channels) vectors[i] = Vector<scalar_t, kVec>::load(source);
+          source += groups * map.view.channel_stride;
         }
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
-          if (channel + i < inside.channels) store(target, vectors[i]);
-          target += to.slot;
+          if (channel + i * groups < inside.channels) store(target, vectors[i]);
+          target += groups * to.slot;
         }
       }
     }
