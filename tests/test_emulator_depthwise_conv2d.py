@@ -183,6 +183,8 @@ def all_problems() -> list[Problem]:
         Problem((2, 16, 8, 8), (3, 3), CHANNELS_LAST, y_layout=NCHW),
         Problem((2, 16, 8, 8), (3, 3), NCHW, stride=(2, 2), padding=(1, 1, 1, 1), y_layout=CHANNELS_LAST),
         Problem((2, 16, 8, 8), (5, 5), NCHW, residual_layout=Layout(expanded=True)),
+        # Whole vectors of channels, which have room on the tensor cores only in boxes of fewer rows.
+        Problem((1, 8, 30, 18), (33, 33), CHANNELS_LAST),
         # Offsets beyond 32 bits.
         Problem((2, 2, 3, 8), (5, 5), Layout(far=True)),
         Problem((2, 2, 3, 8), (3, 3), Layout(far=True), stride=(2, 2), padding=(1, 1, 1, 1)),

@@ -89,19 +89,29 @@ class ConvolutionCall {
     return true;
   }
 
-  bool plan_banded() {
-    const Extent box{even_part(a_.out.h, 32), even_part(a_.out.w, 32)}, kernel = a_.geometry.kernel;
+  // Plans the tensor cores' path with boxes of at most `rows` rows, which it returns.
+  Extent plan_bands(int64_t rows) {
+    const Extent box{even_part(a_.out.h, rows), even_part(a_.out.w, 32)}, kernel = a_.geometry.kernel;
     const BandPlan plan(box, kernel);
     c_.column_shift = plan.column_shift, c_.row_steps = plan.row_steps, c_.depth_steps = plan.depth_steps;
     c_.lead = plan.lead(c_.offset_w, kernel), c_.gap = plan.gap();
     c_.pitch = plan.input_pitch(), c_.out_pitch = plan.output_pitch();
     c_.weight_pitch = kBandDepth * c_.depth_steps;
-    const int64_t rows = plan.rows + kernel.h - 1;
-    c_.slot = to_int(std::max((rows * c_.pitch + rows / 8 * c_.gap) * 2, plan.rows * c_.out_pitch * 4));
+    const int64_t input_rows = plan.rows + kernel.h - 1;
+    c_.slot = to_int(std::max((input_rows * c_.pitch + input_rows / 8 * c_.gap) * 2, plan.rows * c_.out_pitch * 4));
     c_.weight_slot = to_int((kBandBorder + kernel.h * c_.weight_pitch) * 2);
+    return box;
+  }
+
+  bool plan_banded() {
+    Extent box = plan_bands(32);
     // Where neighbours are channels, 16 of them are a sector of memory, and a vector is the least. Else a warp's each.
     int64_t useful = kFewChannels;
     if (c_.x.along_channels || is_along_channels(a_.y, a_.channels)) {
+      if (8 * bytes_of_channel() > kMostShared && a_.channels % 8 == 0) {
+        box = plan_bands(16);  // rather than no vectors
+        if (8 * bytes_of_channel() > kMostShared) box = plan_bands(32);
+      }
       useful = 16 * bytes_of_channel() <= kGoodShared ? 16 : 8 * bytes_of_channel() <= kMostShared ? 8 : kFewChannels;
     }
     if (!plan_boxes(Path::kBanded, useful, box, kMostShared)) return false;
