@@ -120,6 +120,7 @@ def all_problems() -> list[Problem]:
         ((1, 1, 32, 18), (17, 5)),
         ((1, 3, 33, 34), (5, 9)),
         ((1, 16, 32, 32), (9, 9)),
+        ((1, 2, 10, 24), (11, 11)),
         ((1, 8, 32, 26), (31, 31)),
         ((2, 3, 1, 1), (9, 9)),
         ((1, 130, 2, 3), (3, 3)),  # several boxes of channels on the floating-point units
@@ -134,6 +135,7 @@ def all_problems() -> list[Problem]:
         ((1, 1, 3, 4), (2, 25)),
         ((1, 2, 5, 30), (1, 41)),
         ((1, 1, 2, 320), (1, 321)),  # more vectors in a row than threads of a warp
+        ((1, 2, 2, 5), (2, 2995)),  # too wide for the tensor cores
     ]
     result = [Problem(x, kernel, layout, activation=(i + j) % 4) for i, (x, kernel) in enumerate(both)
               for j, layout in enumerate(BOTH)]  # fmt: skip

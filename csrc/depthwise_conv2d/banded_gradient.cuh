@@ -17,7 +17,8 @@ constexpr int kProducts = kBandDepth * kBandColumns;
 
 // Adds to sums[j], 16 inputs by 8 outputs, the products of all pairs of columns of x and dz for row j of some rows of
 // the kernel, over a box. A run of 8 outputs and the 16 inputs from a step of the band on are one of 16 layers of a
-// product; the runs lie as in banded_convolution.cuh. Element (i, j) belongs to column 16 step + i - j of the kernel.
+// product; the runs lie as in banded_convolution.cuh. Element (i, j) belongs to column 16 step + i - j - lead of the
+// kernel.
 //
 // dz is multiplied beyond its box, too, where it is zero: an x that is not finite may reach more taps than it should.
 // Returns the sum of the thread's share of dz.
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kBandedGradientThreads, 2)
       float sum = 0.0f;
 #pragma unroll
       for (int output = 0; output < kBandColumns; ++output) {
-        const int input = kw - part * kBandDepth + output;
+        const int input = kw + g.lead - part * kBandDepth + output;
         if (input >= 0 && input < kBandDepth) sum += products[input * kBandColumns + output];
       }
       dweight[(first_kh + row) * g.kernel_w + kw] = sum;

@@ -95,7 +95,9 @@ class TapGradientCall {
     g_.x_slot = to_int(x_rows * g_.x_pitch + x_rows / 8 * g_.gap);
     // Rows of dz are read in pairs.
     g_.dz_slot = to_int((plan.rows + 1) * g_.dz_pitch + plan.rows / 8 * g_.gap);
-    return plan_boxes(Path::kBanded, kBandedGradientWarps / g_.units_of_block, box, 2, kMostShared);
+    if (!plan_boxes(Path::kBanded, kBandedGradientWarps / g_.units_of_block, box, 2, kMostShared)) return false;
+    g_.lead = plan.lead(g_.offset_w, kernel);  // the floating-point units have none
+    return true;
   }
 
   bool plan_sliding() {

@@ -28,9 +28,9 @@ struct TapGradient {
   int x_slot, x_pitch, dz_slot, dz_pitch;  // in elements
   // On the floating-point units: rows of a box, a thread's each, of which there are `parts`.
   int part_rows;
-  // On the tensor cores: units of a block and channel, rows of the kernel in each, how runs of outputs lie, and
-  // elements between blocks of 8 rows.
-  int units_of_block, rows_of_unit, column_blocks, row_steps, gap;
+  // On the tensor cores: units of a block and channel, rows of the kernel in each, how runs of outputs lie, columns
+  // that a tile of x has in front of those that dz meets, and elements between blocks of 8 rows.
+  int units_of_block, rows_of_unit, column_blocks, row_steps, lead, gap;
 
   __host__ __device__ int tap_rows() const { return (kernel_h + kTapRows - 1) / kTapRows; }
   __host__ __device__ int tap_columns() const { return (kernel_w + kTapColumns - 1) / kTapColumns; }
@@ -56,8 +56,8 @@ __device__ __forceinline__ void load_boxes(const TapGradient& g, const Box& box,
                    box.channels,
                    box.row - g.offset_h,
                    box.rows + g.kernel_h - 1,
-                   box.column - g.offset_w,
-                   box.columns + g.kernel_w - 1};
+                   box.column - g.offset_w - g.lead,
+                   box.columns + g.kernel_w - 1 + g.lead};
   // Few at a time, for sums stay in registers.
   load_box<kThreads, scalar_t, 2>(g.x, inputs, x);
   load_box<kThreads, scalar_t, 2>(g.dz, box, dz);
