@@ -45,6 +45,15 @@ LIMITS = {
     # 2 blocks of 128 threads, with up to 128 accumulators a thread.
     "token_linear_kernelINS_10TensorTile": Limit(255, (*TRANSPOSED, "STG.E.128")),
     "token_linear_kernelINS_7FmaTile": Limit(255, (*FLOAT32, "STG.E.128")),
+    # One block of 256 threads.
+    "warpgroup_linear_kernel": Limit(
+        255,
+        (
+            *("HGMMA.64x208x16.F32 ", "HGMMA.64x208x16.F32.BF16", "UBLKCP", "LDGSTS.E.BYPASS.128"),
+            *("LDSM.16.MT88.4", "STSM.16.MT88.4", "STG.E.128"),
+        ),
+        arch="sm_90a",
+    ),
     # One block of 416 threads: 13 warps, of which one quarter of the processor takes 4.
     "stationary_linear_kernel": Limit(
         128, ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128", "STG.E.128")
@@ -93,8 +102,9 @@ LIMITS = {
     # A block of 512 threads for each image.
     "split_gate_kernel": Limit(128, ("LDG.E.128",)),
     "split_gate_backward_kernel": Limit(128, ("LDG.E.128",)),
+    # A few blocks.
+    "fold_kernel": Limit(64),
     # Every thread that a multiprocessor takes, or nearly.
-    "fold_kernel": Limit(40),
     "pack_kernel": Limit(40),
     "sum_terms_kernel": Limit(32),
 }

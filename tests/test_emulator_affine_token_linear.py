@@ -29,6 +29,7 @@ class Problem:
     dy_offset: int = 0
     weight_offset: int = 0
     multiprocessors: int = 2
+    warpgroups: bool = False
 
     def equal_images(self) -> bool:
         return all(strides is not None and strides[0] == 0 for strides in (self.strides, self.dy_strides))
@@ -40,7 +41,7 @@ class Problem:
         words += (*(name in self.floats for name in CHANNEL_PARAMETERS), self.weight_offset)
         words += (*(self.strides or (tokens * channels, channels, 1)), self.offset)
         words += (*(self.dy_strides or (tokens * channels, channels, 1)), self.dy_offset)
-        return " ".join(str(int(word)) for word in (*words, self.multiprocessors, seed))
+        return " ".join(str(int(word)) for word in (*words, self.multiprocessors, self.warpgroups, seed))
 
 
 PROBLEMS = [
@@ -60,6 +61,14 @@ PROBLEMS = [
     # The least and the most tokens of the kernel that keeps the weight, with several tiles a block.
     Problem((3, 113, 70), multiprocessors=1),
     Problem((1, 208, 33), absent=("alpha", "bias"), floats=("layer_scale",), strides=transposed(208, 33)),
+    # Warpgroups, with the least, the published and the most tokens: several tiles a block, a block without a tile for its
+    # second warpgroup, a weight that lies well and one that does not, absent parameters, strides.
+    Problem((1, 113, 33), warpgroups=True),
+    Problem((1, 196, 136), multiprocessors=1, warpgroups=True),
+    Problem((5, 208, 40), floats=CHANNEL_PARAMETERS, multiprocessors=1, warpgroups=True),
+    Problem((1, 120, 40), absent=("alpha", "bias"), strides=transposed(120, 40), warpgroups=True),
+    Problem((2, 114, 64), absent=("beta", "layer_scale"), strides=(120 * 72, 72, 1), offset=8, warpgroups=True),
+    Problem((1, 120, 40), floats=("layer_scale",), layer_scale=1e-4, quiet=True, warpgroups=True),
     Problem((1, 24, 300)),
     Problem((41, 3, 33), multiprocessors=4),  # splits of several images that end within one and beyond the last
     # Absent parameters, one by one and all; float32 ones beside half types.

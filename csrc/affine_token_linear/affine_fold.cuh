@@ -8,8 +8,10 @@
 
 #include "affine_token_linear/affine_token_linear.h"
 #include "common/channel_parameter.cuh"
+#include "common/token_linear.cuh"
 #include "common/vector.cuh"
 #include "common/warp.cuh"
+#include "common/warpgroup_tile.cuh"
 
 namespace mixer_kernels {
 
@@ -20,7 +22,7 @@ constexpr int kFoldWarps = kFoldThreads / 32;
 // shift = layer_scale * beta. Arrays of the channels go on with zeros for `padded_channels`.
 struct Folded {
   float *alpha, *beta, *layer_scale, *scale, *shift;
-  float *row_sums, *bias;  // of the weight's rows
+  float *row_sums, *bias;  // of the weight's rows, zeros beyond
   float* unit;             // a power of two, more than every |scale| and |shift|
 };
 
@@ -31,8 +33,10 @@ struct FoldArguments {
   const scalar_t *weight, *bias;
   int tokens;
   Folded to;
-  scalar_t* copy;  // of the weight, with zeros behind each row up to the pitch; null if not wanted
-  int pitch;
+  // A copy of the weight with zeros beyond it, of this many rows and columns; null if not wanted.
+  scalar_t* copy;
+  int rows, columns;
+  bool is_blocked;  // as the warpgroups want it
 };
 
 // The power of two above a value; 1 where there is none that is normal together with its inverse.
@@ -84,23 +88,22 @@ __global__ void __launch_bounds__(kFoldThreads) fold_kernel(const __grid_constan
   }
   const int row = static_cast<int>(blockIdx.x - 1) * kFoldWarps + static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32, tokens = arguments.tokens;
-  if (row >= tokens) return;
+  if (row >= arguments.rows) return;
   const scalar_t* weight = arguments.weight + static_cast<int64_t>(row) * tokens;
-  const auto copy = [&](int column, scalar_t value) {
-    if (arguments.copy != nullptr) arguments.copy[static_cast<int64_t>(row) * arguments.pitch + column] = value;
-  };
   float sum = 0.0f;
 #pragma unroll 4
-  for (int i = lane; i < tokens; i += 32) {
-    const scalar_t value = weight[i];
+  for (int i = lane; i < arguments.columns; i += 32) {
+    const scalar_t value = row < tokens && i < tokens ? weight[i] : from_acc<scalar_t>(0.0f);
     sum += to_acc(value);
-    copy(i, value);
+    if (arguments.copy == nullptr) continue;
+    const int64_t at = arguments.is_blocked ? BlockedWeight<WarpgroupTile::kTokens>::offset(row, i)
+                                            : static_cast<int64_t>(row) * arguments.columns + i;
+    arguments.copy[at] = value;
   }
-  if (tokens + lane < arguments.pitch) copy(tokens + lane, from_acc<scalar_t>(0.0f));
   sum = warp_sum(sum);
   if (lane > 0) return;
   arguments.to.row_sums[row] = sum;
-  arguments.to.bias[row] = arguments.bias != nullptr ? to_acc(arguments.bias[row]) : 0.0f;
+  arguments.to.bias[row] = bias_at(arguments.bias, row, tokens);
 }
 
 }  // namespace mixer_kernels

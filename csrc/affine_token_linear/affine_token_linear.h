@@ -22,6 +22,7 @@ struct AffineTokenLinearArguments {
   const void* weight;  // (S, S)
   const void* bias;    // (S), or null
   int multiprocessors;
+  bool has_warpgroups;  // the kernel of warpgroup_linear.cuh runs on this device
 };
 
 // Contiguous, in the type of what they are gradients of. Those of absent parameters are null.

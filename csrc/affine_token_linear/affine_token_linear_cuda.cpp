@@ -37,6 +37,7 @@ class Arguments {
     arguments_.weight = data_of(weight_);
     arguments_.bias = data_of(bias_);
     arguments_.multiprocessors = multiprocessors_of(x);
+    arguments_.has_warpgroups = has_warpgroups(x);
   }
 
   const AffineTokenLinearArguments& get() const { return arguments_; }

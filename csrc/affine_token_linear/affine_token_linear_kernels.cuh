@@ -1,8 +1,8 @@
 // The affine-folded linear over the tokens, forward and backward, as a sequence of kernels; the launcher and the host
 // emulator run the same one.
 //
-// Forward: one product, weight @ x; Affine, bias, LayerScale and residual are its epilogue. Around 196 tokens it has a
-// kernel of its own. Backward: one product, U = weight^T @ dy, whose epilogue gives dx and the terms of all sums; the
+// Forward: one product, weight @ x; Affine, bias, LayerScale and residual are its epilogue. Around 196 tokens it has
+// kernels of its own. Backward: one product, U = weight^T @ dy, whose epilogue gives dx and the terms of all sums; the
 // weight's gradient; the sums. Channels stay contiguous throughout, nothing is transposed but the weight.
 #pragma once
 
@@ -14,6 +14,7 @@
 #include "affine_token_linear/affine_products.cuh"
 #include "affine_token_linear/affine_token_linear.h"
 #include "affine_token_linear/stationary_linear.cuh"
+#include "affine_token_linear/warpgroup_linear.cuh"
 #include "common/sum_terms.cuh"
 #include "common/token_call.cuh"
 
@@ -31,14 +32,18 @@ class AffineTokenLinear {
     for (float** channels : {&folded_.alpha, &folded_.beta, &folded_.layer_scale, &folded_.scale, &folded_.shift}) {
       *channels = take_floats(padded_channels());
     }
-    folded_.row_sums = take_floats(tokens_);
-    folded_.bias = take_floats(tokens_);
+    folded_.row_sums = take_floats(padded_tokens());
+    folded_.bias = take_floats(padded_tokens());
     folded_.unit = take_floats(1);
   }
 
   int64_t workspace_bytes() const { return call_.workspace.bytes(); }
 
   void plan_forward() {
+    if (uses_warpgroups()) {
+      weight_copy_ = call_.workspace.template take<scalar_t>(WarpgroupLinear::Weight::kBytes / sizeof(scalar_t));
+      return;
+    }
     if (Call::is_whole(arguments_.weight, tokens_)) {
       weight_ = Call::weight(arguments_.weight, tokens_, tokens_);
       return;
@@ -52,7 +57,13 @@ class AffineTokenLinear {
   void run_forward(void* y) {
     call_.run_pack();
     run_fold();
-    if constexpr (kTensorCores && sizeof(scalar_t) == 2) {
+    if constexpr (kIsHalf) {
+      if (uses_warpgroups()) {
+        const WarpgroupLinearArguments<scalar_t> linear{x_, weight_copy_, folded_, call_.contiguous(y, tokens_)};
+        call_.launch(&warpgroup_linear_kernel<scalar_t>, std::min(warpgroup_tiles(x_), call_.multiprocessors),
+                     WarpgroupTile::kThreads, WarpgroupLinear::kSharedBytes, linear);
+        return;
+      }
       using Tile = StationaryTile;
       if (Tile::takes(tokens_)) {
         const StationaryArguments<scalar_t> stationary{weight_, x_, folded_, call_.contiguous(y, tokens_)};
@@ -96,13 +107,20 @@ class AffineTokenLinear {
 
  private:
   using Call = TokenCall<scalar_t, kTensorCores, Launch>;
+  static constexpr bool kIsHalf = sizeof(scalar_t) == 2;
+
+  bool uses_warpgroups() const { return kIsHalf && arguments_.has_warpgroups && WarpgroupTile::takes(tokens_); }
 
   float* take_floats(int64_t count) { return call_.workspace.template take<float>(count); }
 
   // Whole tiles, so that nothing that reads them need care where the channels end.
   int64_t padded_channels() const { return divide_up(arguments_.channels, 128) * 128; }
+  int padded_tokens() const { return uses_warpgroups() ? WarpgroupTile::kTokens : tokens_; }
 
   void run_fold() const {
+    // The backward pass has the transposed weight packed elsewhere.
+    const bool is_blocked = uses_warpgroups() && weight_copy_ != nullptr;
+    const int rows = padded_tokens(), columns = is_blocked ? rows : weight_copy_ != nullptr ? weight_.columns : tokens_;
     const FoldArguments<scalar_t> fold{arguments_.alpha,
                                        arguments_.beta,
                                        arguments_.layer_scale,
@@ -113,8 +131,10 @@ class AffineTokenLinear {
                                        tokens_,
                                        folded_,
                                        weight_copy_,
-                                       weight_.columns};
-    call_.launch(&fold_kernel<scalar_t>, 1 + divide_up(tokens_, kFoldWarps), kFoldThreads, 0, fold);
+                                       rows,
+                                       columns,
+                                       is_blocked};
+    call_.launch(&fold_kernel<scalar_t>, 1 + divide_up(rows, kFoldWarps), kFoldThreads, 0, fold);
   }
 
   void run_sums(const AffineTokenLinearGradients& gradients) const {

@@ -2,9 +2,9 @@
 //   affine_token_linear_emulated PROBLEMS INPUT OUTPUT
 // Each line of PROBLEMS: element type, whether tf32 may be used, sizes B S C, whether alpha, beta, bias, layer_scale
 // exist, whether alpha, beta, layer_scale are float32, how many elements the weight lies off an aligned address,
-// strides of x, its offset, strides of dy, its offset, multiprocessors, seed. INPUT holds the elements of x, alpha,
-// beta, weight, bias, layer_scale and dy of all problems in row-major order, OUTPUT those of y, dx and the gradients in
-// the order of the parameters.
+// strides of x, its offset, strides of dy, its offset, multiprocessors, whether there are warpgroups, seed. INPUT holds
+// the elements of x, alpha, beta, weight, bias, layer_scale and dy of all problems in row-major order, OUTPUT those of
+// y, dx and the gradients in the order of the parameters.
 #include <sstream>
 #include <string>
 
@@ -34,7 +34,7 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   const int64_t batch = arguments.batch, tokens = arguments.tokens, channels = arguments.channels;
   Tensor x(batch, tokens, channels, size, words), dy(batch, tokens, channels, size, words);
   EmulatorLaunch launch{};
-  words >> arguments.multiprocessors >> launch.seed;
+  words >> arguments.multiprocessors >> arguments.has_warpgroups >> launch.seed;
   if (!words) die("cannot read this problem", problem);
 
   const auto channel_bytes = [&](bool exists, bool is_float) { return exists * channels * (is_float ? 4 : size); };
