@@ -61,8 +61,8 @@ PROBLEMS = [
     # The least and the most tokens of the kernel that keeps the weight, with several tiles a block.
     Problem((3, 113, 70), multiprocessors=1),
     Problem((1, 208, 33), absent=("alpha", "bias"), floats=("layer_scale",), strides=transposed(208, 33)),
-    # Warpgroups, with the least, the published and the most tokens: several tiles a block, a block without a tile for its
-    # second warpgroup, a weight that lies well and one that does not, absent parameters, strides.
+    # Warpgroups, with the least, the published and the most tokens: several tiles a block, a block without a tile for
+    # its second warpgroup, a weight that lies well and one that does not, absent parameters, strides.
     Problem((1, 113, 33), warpgroups=True),
     Problem((1, 196, 136), multiprocessors=1, warpgroups=True),
     Problem((5, 208, 40), floats=CHANNEL_PARAMETERS, multiprocessors=1, warpgroups=True),
