@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(WarpgroupTile::kThreads, 1)
   for_each_tile(arguments.x, arguments.y, stages, [&](scalar_t* rows, int, int channel) {
     uint32_t x[Linear::kSteps][4];
 #pragma unroll
-    for (int k = 0; k < Linear::kSteps; ++k) ldmatrix_transposed(x[k], rows + k * 16 * Linear::kPitch);
+    for (int k = 0; k < Linear::kSteps; ++k) ldmatrix_transposed(x[k], rows + k * kStepElements);
     barrier->wait(0);
     float product[Linear::kTokens / 2];
     wgmma_fence();
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(WarpgroupTile::kThreads, 1)
         }
         words[i] = pack_pair<scalar_t>(pair[0], pair[1]);
       }
-      stmatrix_transposed(rows + k * 16 * Linear::kPitch, words);
+      stmatrix_transposed(rows + k * kStepElements, words);
     }
   });
 #endif

@@ -32,7 +32,7 @@ template <int kRowBytes>
 __device__ __forceinline__ uint64_t matrix_descriptor(const void* step) {
   static_assert(kRowBytes == 128 || kRowBytes == 32);
   constexpr uint64_t kSwizzle = kRowBytes == 128 ? 1 : 3;
-  constexpr uint64_t kConstant = kSwizzle << 62 | static_cast<uint64_t>(8 * kRowBytes / 16) << 32 | uint64_t{1} << 16;
+  constexpr uint64_t kConstant = kSwizzle << 62 | static_cast<uint64_t>(8 * kRowBytes / 16) << 32;
 #if defined(__CUDACC__)
   const uint32_t address = shared_address(step);
 #else

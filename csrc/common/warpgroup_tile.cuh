@@ -16,9 +16,8 @@ struct WarpgroupTile {
   static constexpr int kColumns = 64;  // channels of a warpgroup
   static constexpr int kWarpgroups = 2, kThreads = kWarpgroups * kWarpgroup;
 
-  // x of a warpgroup in shared memory: this tile's and the next one's.
-  static constexpr int kPitch = kColumns + 8, kStages = 2;
-  static constexpr int kStageElements = kTokens * kPitch;
+  // x of a warpgroup in shared memory: this tile's and the next one's. Pieces of a token's channels are swizzled.
+  static constexpr int kStages = 2, kStageElements = kTokens * kColumns;
   static constexpr int kFeatureBytes = kWarpgroups * kStages * kStageElements * 2;
 
   static constexpr int kAlignment = 1024;  // of weights; shared memory begins anywhere
@@ -87,17 +86,18 @@ __device__ __forceinline__ unsigned char* aligned_shared() {
 template <typename scalar_t>
 __device__ __forceinline__ void copy_features(scalar_t* stage, const Operand<scalar_t>& x, int image, int column) {
   constexpr int kPieces = WarpgroupTile::kColumns / 8, kRowsAtOnce = kWarpgroup / kPieces;
+  static_assert(kRowsAtOnce % 8 == 0);
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
   int row = thread / kPieces;
   column += thread % kPieces * 8;
   const int rows = image < x.batch && column < x.columns ? x.rows : 0;
   const scalar_t* from = x.data + image * x.batch_stride + row * x.row_stride + column;
-  scalar_t* to = stage + row * WarpgroupTile::kPitch + thread % kPieces * 8;
+  scalar_t* to = stage + row * WarpgroupTile::kColumns + swizzled_piece<128>(row, thread % kPieces) * 8;
 #pragma unroll 1  // registers are short
   for (; row < WarpgroupTile::kTokens; row += kRowsAtOnce) {
     cp_async(to, from, row < rows);
     from += kRowsAtOnce * x.row_stride;
-    to += kRowsAtOnce * WarpgroupTile::kPitch;
+    to += kRowsAtOnce * WarpgroupTile::kColumns;
   }
 }
 
@@ -107,21 +107,23 @@ __device__ __forceinline__ void store_features(const TokenOutput<scalar_t>& y, c
                                                int column) {
   const auto out = y.tile({image, 0, column});
   constexpr int kPieces = WarpgroupTile::kColumns / 8;
-  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, piece = thread % kPieces;
   for (int row = thread / kPieces; row < y.rows; row += kWarpgroup / kPieces) {
     uint32_t words[4];
-    memcpy(words, stage + row * WarpgroupTile::kPitch + thread % kPieces * 8, sizeof(words));
-    store_words(out, row, thread % kPieces * 8, words);
+    memcpy(words, stage + row * WarpgroupTile::kColumns + swizzled_piece<128>(row, piece) * 8, sizeof(words));
+    store_words(out, row, piece * 8, words);
   }
 }
 
 // Where this lane's row of the fragments of its warp's 16 channels lies, for ldmatrix_transposed and
-// stmatrix_transposed: those of step k lie k * 16 rows further on.
+// stmatrix_transposed: those of the 16 tokens of a step lie kStepElements further on than those of the step before.
+constexpr int kStepElements = 16 * WarpgroupTile::kColumns;
 template <typename scalar_t>
 __device__ __forceinline__ scalar_t* fragment_rows(scalar_t* stage) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / 32;
-  return stage + (lane / 16 * 8 + lane % 8) * WarpgroupTile::kPitch + warp * 16 + lane / 8 % 2 * 8;
+  const int row = lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
+  return stage + row * WarpgroupTile::kColumns + swizzled_piece<128>(row, piece) * 8;
 }
 
 // Calls f(rows, image, channel) for each tile of a warpgroup: this lane's fragment_rows, the first of its warp's 16
@@ -158,6 +160,45 @@ __device__ __forceinline__ void for_each_tile(const Operand<scalar_t>& x, const 
     if (is_there) store_features(y, stage, image, column);
   }
   cp_async_wait<0>();
+}
+
+// The same for the tiles of two tensors that are only read: calls f(load, image, channel), where load(a, b) brings the
+// fragments of both into registers, to be called once. The image may lie behind the last one.
+template <typename scalar_t, typename F>
+__device__ __forceinline__ void for_each_pair_of_tiles(const Operand<scalar_t>& first, const Operand<scalar_t>& second,
+                                                       scalar_t* stages, F&& f) {
+  const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroup;
+  scalar_t* first_stage = stages + warpgroup * 2 * WarpgroupTile::kStageElements;
+  scalar_t* second_stage = first_stage + WarpgroupTile::kStageElements;
+  int place = static_cast<int>(blockIdx.x) * WarpgroupTile::kWarpgroups + warpgroup;
+  const int step = static_cast<int>(gridDim.x) * WarpgroupTile::kWarpgroups;
+  const auto copy = [&] {
+    const int image = place / column_tiles(first), column = place % column_tiles(first) * WarpgroupTile::kColumns;
+    copy_features(first_stage, first, image, column);
+    copy_features(second_stage, second, image, column);
+    cp_async_commit();
+  };
+
+  copy();
+  const int tiles = tiles_of_block(warpgroup_tiles(first));
+#pragma unroll 1
+  for (int i = 0; i < tiles; ++i) {
+    const int image = place / column_tiles(first), column = place % column_tiles(first) * WarpgroupTile::kColumns;
+    const auto load = [&](uint32_t (&a)[WarpgroupTile::kSteps][4], uint32_t (&b)[WarpgroupTile::kSteps][4]) {
+      cp_async_wait<0>();
+      warpgroup_sync();
+      const scalar_t *first_rows = fragment_rows(first_stage), *second_rows = fragment_rows(second_stage);
+#pragma unroll
+      for (int k = 0; k < WarpgroupTile::kSteps; ++k) {
+        ldmatrix_transposed(a[k], first_rows + k * kStepElements);
+        ldmatrix_transposed(b[k], second_rows + k * kStepElements);
+      }
+      warpgroup_sync();
+      place += step;
+      if (i + 1 < tiles) copy();
+    };
+    f(load, image, column + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16);
+  }
 }
 
 #endif  // MIXER_KERNELS_WARPGROUPS

@@ -17,6 +17,7 @@
 #include "token_mixing/token_mixing.h"
 #include "token_mixing/token_norm.cuh"
 #include "token_mixing/token_products.cuh"
+#include "token_mixing/warpgroup_hidden.cuh"
 #include "token_mixing/warpgroup_mlp.cuh"
 
 namespace mixer_kernels {
@@ -41,10 +42,7 @@ class TokenMixing {
 
   void plan_forward() {
     if (uses_warpgroups()) {
-      mlp_weights_.chunks = MlpWeights<scalar_t>::chunks_of(hidden_);
-      mlp_weights_.slots = call_.workspace.template take<scalar_t>(mlp_weights_.slot_elements());
-      mlp_weights_.bias1 = take_floats(mlp_weights_.chunks * WarpgroupMlp::kUnits);
-      mlp_weights_.bias2 = take_floats(WarpgroupMlp::kTokens);
+      plan_mlp_weights();
       statistics_ = take_floats(arguments_.batch * WarpgroupMlp::kTokens * 2);
       return;
     }
@@ -79,14 +77,16 @@ class TokenMixing {
     const bool has_slope = is_mlp || arguments_.activation != Activation::kNone;
     weight1_transposed_ = call_.plan_weight(arguments_.weight1, tokens_, hidden_, true);
     if (has_slope) {
-      weight1_ = call_.plan_weight(arguments_.weight1, hidden_, tokens_, false);
+      if (!uses_warpgroups()) weight1_ = call_.plan_weight(arguments_.weight1, hidden_, tokens_, false);
       dz_ = take_features(hidden_);
     }
     dy_ = call_.plan_features(dy, is_mlp ? tokens_ : hidden_);
-    if (is_mlp) {
+    if (uses_warpgroups()) {
+      plan_mlp_weights();
+    } else if (is_mlp) {
       weight2_transposed_ = call_.plan_weight(arguments_.weight2, hidden_, tokens_, true);
-      h_ = take_features(hidden_);
     }
+    if (is_mlp) h_ = take_features(hidden_);
 
     const int64_t units = arguments_.tokens * arguments_.hidden;
     splits_ = call_.plan_splits(tokens_, hidden_);
@@ -157,17 +157,36 @@ class TokenMixing {
     return kHasWarpgroups && arguments_.has_warpgroups && arguments_.weight2 != nullptr && WarpgroupMlp::takes(tokens_);
   }
 
+  void plan_mlp_weights() {
+    mlp_weights_.chunks = MlpWeights<scalar_t>::chunks_of(hidden_);
+    mlp_weights_.slots = call_.workspace.template take<scalar_t>(mlp_weights_.slot_elements());
+    mlp_weights_.bias1 = take_floats(mlp_weights_.chunks * UnitChunk::kUnits);
+    mlp_weights_.bias2 = take_floats(WarpgroupTile::kTokens);
+  }
+
+  void run_pack_mlp(bool transposes_second) const {
+    const PackMlpArguments<scalar_t> pack{parameter(arguments_.weight1),
+                                          parameter(arguments_.bias1),
+                                          parameter(arguments_.weight2),
+                                          parameter(arguments_.bias2),
+                                          tokens_,
+                                          hidden_,
+                                          transposes_second,
+                                          mlp_weights_};
+    call_.launch(&pack_mlp_kernel<scalar_t>, divide_up(pack.pieces() + pack.biases(), kPackMlpThreads), kPackMlpThreads,
+                 0, pack);
+  }
+
+  // Launches a kernel whose blocks walk over pairs of warpgroups' tiles.
+  template <typename Kernel, typename Arguments>
+  void run_warpgroup_kernel(Kernel* kernel, size_t shared_bytes, const Arguments& arguments) const {
+    call_.launch(kernel, std::min(warpgroup_tiles(x_), arguments_.multiprocessors), WarpgroupTile::kThreads,
+                 shared_bytes, arguments);
+  }
+
   void run_warpgroups(float eps, const TokenMixingOutputs& outputs) const {
     if constexpr (kHasWarpgroups) {
-      const PackMlpArguments<scalar_t> pack{parameter(arguments_.weight1),
-                                            parameter(arguments_.bias1),
-                                            parameter(arguments_.weight2),
-                                            parameter(arguments_.bias2),
-                                            tokens_,
-                                            hidden_,
-                                            mlp_weights_};
-      call_.launch(&pack_mlp_kernel<scalar_t>, divide_up(pack.pieces() + pack.biases(), kPackMlpThreads),
-                   kPackMlpThreads, 0, pack);
+      run_pack_mlp(false);
       const StatisticsArguments<scalar_t> statistics{x_,          call_.channels,       eps, outputs.mean, outputs.rstd,
                                                      statistics_, WarpgroupMlp::kTokens};
       call_.launch(call_.channels % kVec == 0 ? &statistics_kernel<scalar_t, kVec> : &statistics_kernel<scalar_t, 1>,
@@ -175,9 +194,7 @@ class TokenMixing {
       const WarpgroupMlpArguments<scalar_t> mlp{x_,          norm_parameters(), call_.channels,
                                                 statistics_, mlp_weights_,      call_.contiguous(outputs.y, tokens_)};
       dispatch_activation(arguments_.activation, [&](auto tag) {
-        call_.launch(&warpgroup_mlp_kernel<scalar_t, decltype(tag)::value>,
-                     std::min(warpgroup_tiles(x_), arguments_.multiprocessors), WarpgroupMlp::kThreads,
-                     WarpgroupMlp::kSharedBytes, mlp);
+        run_warpgroup_kernel(&warpgroup_mlp_kernel<scalar_t, decltype(tag)::value>, WarpgroupMlp::kSharedBytes, mlp);
       });
     }
   }
@@ -191,6 +208,18 @@ class TokenMixing {
   }
 
   void run_hidden_backward(const Operand<scalar_t>& n) const {
+    if constexpr (kHasWarpgroups) {
+      if (uses_warpgroups()) {
+        run_pack_mlp(true);
+        const WarpgroupHiddenArguments<scalar_t> hidden{n, dy_, mlp_weights_, call_.pitched(h_, hidden_),
+                                                        call_.pitched(dz_, hidden_)};
+        dispatch_activation(arguments_.activation, [&](auto tag) {
+          run_warpgroup_kernel(&warpgroup_hidden_kernel<scalar_t, decltype(tag)::value>, WarpgroupHidden::kSharedBytes,
+                               hidden);
+        });
+        return;
+      }
+    }
     using Tile = HiddenTile<scalar_t, kTensorCores>;
     const HiddenProduct<Tile> product{{weight1_, n}, {weight2_transposed_, dy_}};
     call_.run_product(&hidden_backward_kernel<Tile>, product, parameter(arguments_.bias1), arguments_.activation,

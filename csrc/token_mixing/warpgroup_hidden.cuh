@@ -1,0 +1,122 @@
+// The hidden layer in the backward pass of token mixing, for half types and numbers of tokens around 196, on the
+// warpgroups of Hopper: h = act(z + bias1) and dz = dh act'(z + bias1), where z = weight1 n and dh = weight2^T dy.
+//
+// As in warpgroup_mlp.cuh channels are the rows of the products, and a warpgroup takes 64 of them with all tokens: n^T
+// and dy^T stay in registers, the weights stream. The results of 64 hidden units are turned in shared memory, each
+// warp's own.
+#pragma once
+
+#include <cstdint>
+
+#include "common/activation.cuh"
+#include "common/vector.cuh"
+#include "common/warpgroup_tile.cuh"
+#include "token_mixing/warpgroup_weights.cuh"
+
+namespace mixer_kernels {
+
+struct WarpgroupHidden : WarpgroupTile {
+  static constexpr int kUnits = UnitChunk::kUnits, kSlotBytes = UnitChunk::kSlots * UnitChunk::kBytes;
+  static constexpr int kTurnElements = kUnits * 16;  // of a warp's results, 16 channels of each unit
+  static constexpr int kTurnBytes = kThreads / 32 * kTurnElements * 2;
+  static constexpr int kSharedBytes = kAlignment + kSlotBytes + kFeatureBytes + kTurnBytes + 2 * UnitChunk::kSlots * 8;
+  static_assert(kSharedBytes <= kMostShared);
+};
+
+template <typename scalar_t>
+struct WarpgroupHiddenArguments {
+  Operand<scalar_t> n, dy;
+  MlpWeights<scalar_t> weights;  // the second one transposed
+  TokenOutput<scalar_t> h, dz;
+};
+
+#if defined(MIXER_KERNELS_WARPGROUPS)
+
+// Stores the results of a chunk of units that a warp holds as fragments, channels by units.
+template <typename scalar_t>
+__device__ __forceinline__ void store_units(const TileOutput<scalar_t>& out, scalar_t* turn,
+                                            const uint32_t (&words)[UnitChunk::kUnits / 16][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  __syncwarp();  // everybody has read what lay there before
+#pragma unroll
+  for (int k = 0; k < UnitChunk::kUnits / 16; ++k) {
+    const int unit = k * 16 + lane / 16 * 8 + lane % 8;
+    stmatrix_transposed(turn + unit * 16 + swizzled_piece<32>(unit, lane / 8 % 2) * 8, words[k]);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int k = 0; k < UnitChunk::kUnits / 16; ++k) {
+    const int unit = k * 16 + lane / 2;
+    uint32_t piece[4];
+    memcpy(piece, turn + unit * 16 + swizzled_piece<32>(unit, lane % 2) * 8, sizeof(piece));
+    store_words(out, unit, lane % 2 * 8, piece);
+  }
+}
+
+#endif  // MIXER_KERNELS_WARPGROUPS
+
+template <typename scalar_t, Activation kActivation>
+__global__ void __launch_bounds__(WarpgroupHidden::kThreads, 1)
+    warpgroup_hidden_kernel(const __grid_constant__ WarpgroupHiddenArguments<scalar_t> arguments) {
+#if defined(MIXER_KERNELS_WARPGROUPS)
+  using Hidden = WarpgroupHidden;
+  unsigned char* shared = aligned_shared();
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  auto* stages = reinterpret_cast<scalar_t*>(shared + Hidden::kSlotBytes);
+  auto* turn =
+      reinterpret_cast<scalar_t*>(shared + Hidden::kSlotBytes + Hidden::kFeatureBytes) + warp * Hidden::kTurnElements;
+  auto* barriers =
+      reinterpret_cast<SharedBarrier*>(shared + Hidden::kSlotBytes + Hidden::kFeatureBytes + Hidden::kTurnBytes);
+  WeightStream<scalar_t> stream(reinterpret_cast<scalar_t*>(shared), barriers, arguments.weights,
+                                tiles_of_block(warpgroup_tiles(arguments.n)));
+  for_each_pair_of_tiles(arguments.n, arguments.dy, stages, [&](const auto& load, int image, int channel) {
+    uint32_t n[Hidden::kSteps][4], dy[Hidden::kSteps][4];
+    load(n, dy);
+#pragma unroll 1
+    for (int chunk = 0; chunk < arguments.weights.chunks; ++chunk) {
+      float z[Hidden::kUnits / 2], dh[Hidden::kUnits / 2];
+      const auto multiply = [&](float (&to)[Hidden::kUnits / 2], const uint32_t (&operand)[Hidden::kSteps][4]) {
+        const scalar_t* weight = stream.next();
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < Hidden::kSteps; ++k) {
+          wgmma<scalar_t>(to, operand[k], UnitChunk::Rows::descriptor(weight, k), k > 0);
+        }
+        wgmma_commit();
+        stream.refill();
+      };
+      multiply(z, n);
+      multiply(dh, dy);
+      wgmma_wait<scalar_t, 0>(z);
+      wgmma_wait<scalar_t, 0>(dh);
+      stream.release(2);
+      stream.release(1);
+
+      const float* bias1 = arguments.weights.bias1 + chunk * Hidden::kUnits + lane % 4 * 2;
+      uint32_t h[Hidden::kUnits / 16][4], dz[Hidden::kUnits / 16][4];
+#pragma unroll
+      for (int j = 0; j < Hidden::kUnits / 8; ++j) {
+        float bias[2];
+        load_floats(bias, bias1 + j * 8);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          Activated activated[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) activated[i] = activate<kActivation, false>(z[j * 4 + half * 2 + i] + bias[i]);
+          const float* gradient = dh + j * 4 + half * 2;
+          h[j / 2][j % 2 * 2 + half] = pack_pair<scalar_t>(activated[0].value, activated[1].value);
+          dz[j / 2][j % 2 * 2 + half] =
+              pack_pair<scalar_t>(gradient[0] * activated[0].slope, gradient[1] * activated[1].slope);
+        }
+      }
+      if (image < arguments.n.batch) {
+        const TilePlace place{image, chunk * Hidden::kUnits, channel};
+        store_units(arguments.h.tile(place), turn, h);
+        store_units(arguments.dz.tile(place), turn, dz);
+      }
+    }
+  });
+#endif
+}
+
+}  // namespace mixer_kernels
