@@ -97,6 +97,16 @@ PROBLEMS = [
     Problem((2, 17, 64, 24), NONE, mlp=False, dy_strides=(0, 0, 0)),
     Problem((2, 17, 40, 24), NONE, mlp=False, dy_strides=transposed(24, 40)),
     Problem((2, 17, 40, 24), GELU, mlp=False, strides=transposed(17, 40), dy_strides=transposed(24, 40)),
+    # LayerNorm's backward pass: widths of published models, several rows a block; just off the length of a vector; more
+    # channels than a block has threads for; more rows than one wave of blocks takes.
+    Problem((2, 13, 768, 8), multiprocessors=1),
+    Problem((1, 9, 512, 8), multiprocessors=1),
+    Problem((1, 9, 1024, 8), norm_is_float=True, multiprocessors=1),
+    Problem((1, 9, 1024, 8), NONE, mlp=False, multiprocessors=1),
+    Problem((1, 5, 516, 8)),
+    Problem((1, 5, 767, 8), multiprocessors=1),
+    Problem((1, 6, 5128, 8), NONE, mlp=False, multiprocessors=1),
+    Problem((2, 65, 321, 8), multiprocessors=1),
     # Warpgroups, with the least, the published and the most tokens: one chunk and several, whole and not; several tiles
     # a block; a block without a tile for its second warpgroup; every activation; absent parameters; strides.
     Problem((1, 113, 33, 20), warpgroups=True),

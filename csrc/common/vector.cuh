@@ -134,24 +134,32 @@ __device__ __forceinline__ void load_floats(float (&to)[kVec], const scalar_t* f
   }
 }
 
+// A vector of elements that were floats.
 template <int kVec, typename scalar_t>
-__device__ __forceinline__ void store_floats(scalar_t* to, const float (&from)[kVec]) {
-  using vector_t = Vector<scalar_t, kVec>;
-  typename vector_t::access_t bits{};
+__device__ __forceinline__ Vector<scalar_t, kVec> from_floats(const float* from) {
+  using access_t = typename Vector<scalar_t, kVec>::access_t;
+  access_t bits{};
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
     if constexpr (sizeof(scalar_t) == 2 && kVec > 1) {
-      if (i % 2 == 0) {
-        bits |= static_cast<typename vector_t::access_t>(pack_pair<scalar_t>(from[i], from[i + 1])) << (16 * i);
-      }
+      if (i % 2 == 0) bits |= static_cast<access_t>(pack_pair<scalar_t>(from[i], from[i + 1])) << (16 * i);
     } else {
       typename AccessOf<sizeof(scalar_t)>::type element;
       const scalar_t value = from_acc<scalar_t>(from[i]);
       memcpy(&element, &value, sizeof(element));
-      bits |= static_cast<typename vector_t::access_t>(element) << (8 * sizeof(scalar_t) * i);
+      bits |= static_cast<access_t>(element) << (8 * sizeof(scalar_t) * i);
     }
   }
-  vector_t{bits}.store(to);
+  return {bits};
+}
+
+template <int kVec, typename scalar_t>
+__device__ __forceinline__ void store_floats(scalar_t* to, const float (&from)[kVec]) {
+  constexpr int kPiece = kVec * sizeof(scalar_t) > 16 ? 16 / sizeof(scalar_t) : kVec;
+#pragma unroll
+  for (int piece = 0; piece < kVec; piece += kPiece) {
+    from_floats<kPiece, scalar_t>(from + piece).store(to + piece);
+  }
 }
 
 // Calls f with a value of the C++ type that the element type stands for.

@@ -96,9 +96,7 @@ class TokenMixing {
       dweight2_ = take_floats(splits_.count * units);
       dy_sums_ = take_floats(arguments_.batch * arguments_.tokens);
     }
-    const int64_t rows = arguments_.batch * arguments_.tokens;
-    norm_rows_ = std::clamp<int64_t>(divide_up(rows, arguments_.multiprocessors * 4), 8, kNormBackwardRows);
-    norm_blocks_ = divide_up(rows, norm_rows_);
+    plan_norm_backward();
     dnorm_ = take_floats(norm_blocks_ * 2 * arguments_.channels);
   }
 
@@ -199,6 +197,19 @@ class TokenMixing {
     }
   }
 
+  // A row's vectors are shared out evenly where they are more than threads; the rows fill whole waves of blocks, as few
+  // as may be.
+  void plan_norm_backward() {
+    const int64_t vectors = call_.channels / (channels_align(kVec) ? kVec : 1);
+    const int64_t share = divide_up(vectors, divide_up(vectors, kNormBackwardThreads));
+    norm_threads_ = static_cast<int>(divide_up(share, 32) * 32);
+    const int64_t rows = arguments_.batch * arguments_.tokens;
+    const int64_t wave = arguments_.multiprocessors * (kNormBackwardThreads / norm_threads_);
+    const int64_t waves = divide_up(rows, wave * kNormBackwardRows);
+    norm_rows_ = std::max<int64_t>(divide_up(rows, waves * wave), kNormBackwardTogether);
+    norm_blocks_ = divide_up(rows, norm_rows_);
+  }
+
   template <bool kStatistics>
   void run_normalise(float eps, float* mean, float* rstd) const {
     const NormaliseArguments<scalar_t> normalise{x_, call_.channels, norm_parameters(), eps, mean, rstd, n_};
@@ -246,8 +257,8 @@ class TokenMixing {
                                                static_cast<scalar_t*>(gradients.dx),
                                                dnorm_,
                                                gradients.dbias2 != nullptr ? dy_sums_ : nullptr};
-    call_.launch(channels_align(2) ? &norm_backward_kernel<scalar_t, 2> : &norm_backward_kernel<scalar_t, 1>,
-                 norm_blocks_, kNormBackwardThreads, 0, norm);
+    call_.launch(channels_align(kVec) ? &norm_backward_kernel<scalar_t, kVec> : &norm_backward_kernel<scalar_t, 1>,
+                 norm_blocks_, norm_threads_, 0, norm);
   }
 
   void run_sums(const TokenMixingGradients& gradients) const {
@@ -258,12 +269,13 @@ class TokenMixing {
     const int64_t units = arguments_.tokens * arguments_.hidden, channels = arguments_.channels;
     const ElementType type = arguments_.type;
     const ElementType norm_type = arguments_.norm_is_float ? ElementType::kFloat : type;
+    // The longest first, so that nobody waits for them.
+    add(dnorm_, norm_blocks_, 2 * channels, channels, gradients.dnorm_weight, norm_type);
+    add(dnorm_ + channels, norm_blocks_, 2 * channels, channels, gradients.dnorm_bias, norm_type);
     add(dweight1_, splits_.count, units, units, gradients.dweight1, type);
     add(dbias1_, splits_.count, hidden_, hidden_, gradients.dbias1, type);
     add(dweight2_, splits_.count, units, units, gradients.dweight2, type);
     add(dy_sums_, call_.batch, tokens_, tokens_, gradients.dbias2, type);
-    add(dnorm_, norm_blocks_, 2 * channels, channels, gradients.dnorm_weight, norm_type);
-    add(dnorm_ + channels, norm_blocks_, 2 * channels, channels, gradients.dnorm_bias, norm_type);
     call_.run_sums(sums);
   }
 
@@ -281,6 +293,7 @@ class TokenMixing {
   float *dweight1_ = nullptr, *dbias1_ = nullptr, *dweight2_ = nullptr, *dy_sums_ = nullptr, *dnorm_ = nullptr;
   typename Call::Splits splits_{};
   int64_t norm_rows_ = 0, norm_blocks_ = 0;
+  int norm_threads_ = 0;
 };
 
 // Calls f with the TokenMixing of these arguments; launch(kernel, blocks, threads, shared bytes, arguments...).

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/opaque.cuh"
 #include "common/pipeline.cuh"
 #include "common/vector.cuh"
 #include "common/warp.cuh"
@@ -10,8 +11,9 @@
 namespace mixer_kernels {
 
 constexpr int kNormThreads = 256;
-constexpr int kNormBackwardThreads = 128;
-constexpr int kNormBackwardRows = 64;  // of a block at most
+constexpr int kNormBackwardThreads = 640;  // that a multiprocessor takes, and at most a block's
+constexpr int kNormBackwardRows = 128;     // of a block at most
+constexpr int kNormBackwardTogether = 4;   // rows that a thread has in flight
 
 // LayerNorm's scale and shift; either may be absent.
 template <typename scalar_t>
@@ -173,95 +175,148 @@ struct NormBackwardArguments {
   float* dy_sums;  // of each row; null if nobody asks
 };
 
-// One block takes up to 64 tokens: first a warp a token for the two sums over its channels, then a thread a channel for
-// dx and the sums over the block's tokens.
+// A block takes up to 128 tokens, four at a time. A thread has the same channels of each: its sums over the tokens stay
+// in registers, and so does what it has read of a token, until the sums over the channels are there for dx. Only rows
+// of more channels than the block has threads for are read twice.
 template <typename scalar_t, int kVec>
 __global__ void __launch_bounds__(kNormBackwardThreads)
     norm_backward_kernel(const __grid_constant__ NormBackwardArguments<scalar_t> arguments) {
+  using vector_t = Vector<scalar_t, kVec>;
+  constexpr int kTogether = kNormBackwardTogether;
+  enum { kG, kGXhat, kDy, kSums };  // sums over the channels
   struct Row {
-    const scalar_t *x, *dy;
-    float mean, rstd, mean_g, mean_g_xhat;
+    int64_t x, dy;  // where they begin: of a pointer the compiler would not know to what memory it points
+    float mean, rstd;
+    float means[2];  // of g and g * xhat
   };
   __shared__ Row shared_rows[kNormBackwardRows];
-  const int64_t first = blockIdx.x * arguments.rows_per_block;
+  __shared__ float shared_sums[kNormBackwardThreads / 32][kSums * kTogether];
+
   const Operand<scalar_t>&in = arguments.x, &residual = arguments.dy;
+  const int channels = arguments.channels;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int64_t first = blockIdx.x * arguments.rows_per_block;
   const int64_t left = static_cast<int64_t>(in.batch) * in.rows - first;
   const int count = static_cast<int>(left < arguments.rows_per_block ? left : arguments.rows_per_block);
-  const int channels = arguments.channels;
-  scalar_t* dn = arguments.dx + first * channels;
-
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int r = static_cast<int>(threadIdx.x) / 32; r < count; r += kNormBackwardThreads / 32) {
-    const int64_t image = (first + r) / in.rows;
-    const int64_t token = first + r - image * in.rows;
-    Row row;
-    row.x = in.data + image * in.batch_stride + token * in.row_stride;
-    row.dy = residual.data + image * residual.batch_stride + token * residual.row_stride;
+  for (int r = thread; r < count; r += threads) {
+    const int64_t image = (first + r) / in.rows, token = first + r - image * in.rows;
+    Row& row = shared_rows[r];
+    row.x = image * in.batch_stride + token * in.row_stride;
+    row.dy = image * residual.batch_stride + token * residual.row_stride;
     row.mean = arguments.mean[first + r];
     row.rstd = arguments.rstd[first + r];
-    float sum_g = 0.0f, sum_g_xhat = 0.0f, sum_dy = 0.0f;
-#pragma unroll 4
-    for (int channel = lane * kVec; channel < channels; channel += 32 * kVec) {
-      float x[kVec], g[kVec], weight[kVec];
-      load_floats(x, row.x + channel);
-      load_floats(g, dn + static_cast<int64_t>(r) * channels + channel);
-      arguments.parameters.load_weight(weight, channel);
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        g[i] *= weight[i];
-        sum_g += g[i];
-        sum_g_xhat += g[i] * ((x[i] - row.mean) * row.rstd);
-      }
-      if (arguments.dy_sums != nullptr) {
-        float dy[kVec];
-        load_floats(dy, row.dy + channel);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) sum_dy += dy[i];
-      }
-    }
-    row.mean_g = warp_sum(sum_g) / static_cast<float>(channels);
-    row.mean_g_xhat = warp_sum(sum_g_xhat) / static_cast<float>(channels);
-    sum_dy = warp_sum(sum_dy);
-    if (lane == 0) {
-      shared_rows[r] = row;
-      if (arguments.dy_sums != nullptr) arguments.dy_sums[first + r] = sum_dy;
-    }
   }
   __syncthreads();
+  int64_t begin_dx = first * channels;
+  // Computed once: the compiler would rather do it again for every row.
+  make_opaque(begin_dx);
+  scalar_t* const dx = arguments.dx + begin_dx;
 
-  for (int channel = static_cast<int>(threadIdx.x) * kVec; channel < channels; channel += kNormBackwardThreads * kVec) {
-    float weight[kVec], dweight[kVec] = {}, dbias[kVec] = {};
-    arguments.parameters.load_weight(weight, channel);
-    // dx takes the place of dn, so the compiler may not load past a store by itself.
-    constexpr int kBatch = 4;
-    for (int begin = 0; begin < count; begin += kBatch) {
-      float x[kBatch][kVec], values[kBatch][kVec], dy[kBatch][kVec] = {};
+  // Behind the last row it comes again, without consequence.
+  const auto row_of = [&](int r) -> const Row& { return shared_rows[r < count ? r : count - 1]; };
+  vector_t x[kTogether], dn[kTogether], dy[kTogether];
+  const auto load_rows = [&](int begin, int channel) {
+    const scalar_t* from = dx + static_cast<int64_t>(begin) * channels + channel;
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (begin + j >= count) break;
-        const Row& row = shared_rows[begin + j];
-        load_floats(x[j], row.x + channel);
-        load_floats(values[j], dn + static_cast<int64_t>(begin + j) * channels + channel);
-        if (residual.data != nullptr) load_floats(dy[j], row.dy + channel);
-      }
+    for (int j = 0; j < kTogether; ++j) {
+      const Row& row = row_of(begin + j);
+      x[j] = vector_t::load(in.data + row.x + channel);
+      dn[j] = vector_t::load(from);
+      dy[j] = residual.data != nullptr ? vector_t::load(residual.data + row.dy + channel) : vector_t::zero();
+      if (begin + j + 1 < count) from += channels;
+    }
+  };
+  const auto add_channels = [&](int begin, const float (&weight)[kVec], float (&sums)[kSums][kTogether]) {
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (begin + j >= count) break;
-        const Row& row = shared_rows[begin + j];
+    for (int j = 0; j < kTogether; ++j) {
+      const Row& row = row_of(begin + j);
+      float x_values[kVec], dn_values[kVec], dy_values[kVec];
+      to_floats(x_values, x[j]);
+      to_floats(dn_values, dn[j]);
+      to_floats(dy_values, dy[j]);
 #pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          const float xhat = (x[j][i] - row.mean) * row.rstd;
-          dweight[i] += values[j][i] * xhat;
-          dbias[i] += values[j][i];
-          const float g = values[j][i] * weight[i];
-          values[j][i] = dy[j][i] + row.rstd * (g - row.mean_g - xhat * row.mean_g_xhat);
-        }
-        store_floats(dn + static_cast<int64_t>(begin + j) * channels + channel, values[j]);
+      for (int i = 0; i < kVec; ++i) {
+        const float g = dn_values[i] * weight[i];
+        sums[kG][j] += g;
+        sums[kGXhat][j] += g * ((x_values[i] - row.mean) * row.rstd);
+        sums[kDy][j] += dy_values[i];
       }
     }
-    float* sums = arguments.dnorm + static_cast<int64_t>(blockIdx.x) * 2 * channels + channel;
-    store_floats(sums, dweight);
-    store_floats(sums + channels, dbias);
+  };
+  // Adds up what the threads have, the warps in their order.
+  const auto finish_sums = [&](int begin, const float (&sums)[kSums][kTogether]) {
+#pragma unroll
+    for (int i = 0; i < kSums * kTogether; ++i) {
+      const float sum = warp_sum(sums[i / kTogether][i % kTogether]);
+      if (thread % 32 == 0) shared_sums[thread / 32][i] = sum;
+    }
+    __syncthreads();
+    const int which = thread / kTogether, r = begin + thread % kTogether;
+    if (which < kSums && r < count) {
+      float sum = 0.0f;
+#pragma unroll 4
+      for (int warp = 0; warp < threads / 32; ++warp) sum += shared_sums[warp][thread];
+      if (which != kDy) {
+        shared_rows[r].means[which] = sum / static_cast<float>(channels);
+      } else if (arguments.dy_sums != nullptr) {
+        arguments.dy_sums[first + r] = sum;
+      }
+    }
+    __syncthreads();
+  };
+
+  const int width = threads * kVec;  // of what the block reads at once
+  if (channels > width) {
+    for (int begin = 0; begin < count; begin += kTogether) {
+      float sums[kSums][kTogether] = {};
+      for (int channel = thread * kVec; channel < channels; channel += width) {
+        float weight[kVec];
+        arguments.parameters.load_weight(weight, channel);
+        load_rows(begin, channel);
+        add_channels(begin, weight, sums);
+      }
+      finish_sums(begin, sums);
+    }
+  }
+  for (int first_channel = 0; first_channel < channels; first_channel += width) {
+    const int channel = first_channel + thread * kVec;
+    const bool is_inside = channel < channels;
+    float weight[kVec], dweight[kVec] = {}, dbias[kVec] = {};
+    if (is_inside) arguments.parameters.load_weight(weight, channel);
+    for (int begin = 0; begin < count; begin += kTogether) {
+      if (is_inside) load_rows(begin, channel);
+      if (channels <= width) {
+        float sums[kSums][kTogether] = {};
+        if (is_inside) add_channels(begin, weight, sums);
+        finish_sums(begin, sums);
+      }
+      if (!is_inside) continue;
+      scalar_t* to = dx + static_cast<int64_t>(begin) * channels + channel;
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        if (begin + j >= count) break;
+        const Row& row = shared_rows[begin + j];
+        float x_values[kVec], values[kVec], dy_values[kVec];
+        to_floats(x_values, x[j]);
+        to_floats(values, dn[j]);
+        to_floats(dy_values, dy[j]);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) {
+          const float xhat = (x_values[i] - row.mean) * row.rstd;
+          dweight[i] += values[i] * xhat;
+          dbias[i] += values[i];
+          const float g = values[i] * weight[i];
+          values[i] = dy_values[i] + row.rstd * (g - row.means[kG] - xhat * row.means[kGXhat]);
+        }
+        store_floats(to, values);
+        to += channels;
+      }
+    }
+    if (is_inside) {
+      float* const sums = arguments.dnorm + static_cast<int64_t>(blockIdx.x) * 2 * channels + channel;
+      store_floats(sums, dweight);
+      store_floats(sums + channels, dbias);
+    }
   }
 }
 
