@@ -50,7 +50,7 @@ LIMITS = {
         255,
         (
             *("HGMMA.64x208x16.F32 ", "HGMMA.64x208x16.F32.BF16", "UBLKCP", "LDGSTS.E.BYPASS.128"),
-            *("LDSM.16.MT88.4", "STSM.16.MT88.4", "STG.E.128"),
+            *("LDSM.16.MT88.4", "STSM.16.MT88.4", "LDS.128", "STG.E.128"),
         ),
         arch="sm_90a",
     ),
@@ -63,7 +63,15 @@ LIMITS = {
         255,
         (
             *("HGMMA.64x64x16.F32 ", "HGMMA.64x64x16.F32.BF16", "HGMMA.64x208x16.F32 ", "HGMMA.64x208x16.F32.BF16"),
-            *("UBLKCP", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4", "STSM.16.MT88.4", "STG.E.128"),
+            *("UBLKCP", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4", "STSM.16.MT88.4", "LDS.128", "STG.E.128"),
+        ),
+        arch="sm_90a",
+    ),
+    "warpgroup_hidden_kernel": Limit(
+        255,
+        (
+            *("HGMMA.64x64x16.F32 ", "HGMMA.64x64x16.F32.BF16", "UBLKCP", "LDGSTS.E.BYPASS.128"),
+            *("LDSM.16.MT88.4", "STSM.16.MT88.4", "LDS.128", "STG.E.128"),
         ),
         arch="sm_90a",
     ),

@@ -27,13 +27,16 @@ inline int multiprocessors_of(const at::Tensor& x) {
   return count;
 }
 
-// Whether x's device runs the kernels of common/warpgroup.cuh, which are compiled for its very generation or not at
-// all.
+// Whether x's device runs the kernels of common/warpgroup.cuh, which are compiled for its very architecture or not at
+// all. Beside code for the plain one it is unknown which of both runs.
 inline bool has_warpgroups(const at::Tensor& x) {
   constexpr std::string_view kArchs = MIXER_KERNELS_CUDA_ARCHS;
+  constexpr size_t kOwn = kArchs.find("9.0a");
+  constexpr bool kIsAlone = kOwn != std::string_view::npos && kArchs.find("9.0") == kOwn &&
+                            kArchs.find("9.0", kOwn + 1) == std::string_view::npos;
   int major = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.device().index()));
-  return major == 9 && kArchs.find("9.0a") != std::string_view::npos;
+  return kIsAlone && major == 9;
 }
 
 inline at::Tensor empty_workspace(const at::Tensor& x, int64_t bytes) {

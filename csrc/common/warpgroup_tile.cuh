@@ -7,6 +7,7 @@
 
 #include "common/pipeline.cuh"
 #include "common/token_linear.cuh"
+#include "common/vector.cuh"
 #include "common/warpgroup.cuh"
 
 namespace mixer_kernels {
@@ -101,6 +102,16 @@ __device__ __forceinline__ void copy_features(scalar_t* stage, const Operand<sca
   }
 }
 
+// Stores 16 bytes from shared memory.
+template <typename scalar_t>
+__device__ __forceinline__ void store_piece(const TileOutput<scalar_t>& out, int row, int column,
+                                            const scalar_t* piece) {
+  const auto bits = Vector<scalar_t, 8>::load(piece).bits;
+  const uint32_t words[4] = {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32),
+                             static_cast<uint32_t>(bits >> 64), static_cast<uint32_t>(bits >> 96)};
+  store_words(out, row, column, words);
+}
+
 // Stores what a warpgroup has made of its tile.
 template <typename scalar_t>
 __device__ __forceinline__ void store_features(const TokenOutput<scalar_t>& y, const scalar_t* stage, int image,
@@ -109,9 +120,7 @@ __device__ __forceinline__ void store_features(const TokenOutput<scalar_t>& y, c
   constexpr int kPieces = WarpgroupTile::kColumns / 8;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, piece = thread % kPieces;
   for (int row = thread / kPieces; row < y.rows; row += kWarpgroup / kPieces) {
-    uint32_t words[4];
-    memcpy(words, stage + row * WarpgroupTile::kColumns + swizzled_piece<128>(row, piece) * 8, sizeof(words));
-    store_words(out, row, piece * 8, words);
+    store_piece(out, row, piece * 8, stage + row * WarpgroupTile::kColumns + swizzled_piece<128>(row, piece) * 8);
   }
 }
 

@@ -47,9 +47,7 @@ __device__ __forceinline__ void store_units(const TileOutput<scalar_t>& out, sca
 #pragma unroll
   for (int k = 0; k < UnitChunk::kUnits / 16; ++k) {
     const int unit = k * 16 + lane / 2;
-    uint32_t piece[4];
-    memcpy(piece, turn + unit * 16 + swizzled_piece<32>(unit, lane % 2) * 8, sizeof(piece));
-    store_words(out, unit, lane % 2 * 8, piece);
+    store_piece(out, unit, lane % 2 * 8, turn + unit * 16 + swizzled_piece<32>(unit, lane % 2) * 8);
   }
 }
 
@@ -61,10 +59,9 @@ __global__ void __launch_bounds__(WarpgroupHidden::kThreads, 1)
 #if defined(MIXER_KERNELS_WARPGROUPS)
   using Hidden = WarpgroupHidden;
   unsigned char* shared = aligned_shared();
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   auto* stages = reinterpret_cast<scalar_t*>(shared + Hidden::kSlotBytes);
-  auto* turn =
-      reinterpret_cast<scalar_t*>(shared + Hidden::kSlotBytes + Hidden::kFeatureBytes) + warp * Hidden::kTurnElements;
+  auto* turn = reinterpret_cast<scalar_t*>(shared + Hidden::kSlotBytes + Hidden::kFeatureBytes) +
+               static_cast<int>(threadIdx.x) / 32 * Hidden::kTurnElements;
   auto* barriers =
       reinterpret_cast<SharedBarrier*>(shared + Hidden::kSlotBytes + Hidden::kFeatureBytes + Hidden::kTurnBytes);
   WeightStream<scalar_t> stream(reinterpret_cast<scalar_t*>(shared), barriers, arguments.weights,
@@ -75,39 +72,34 @@ __global__ void __launch_bounds__(WarpgroupHidden::kThreads, 1)
 #pragma unroll 1
     for (int chunk = 0; chunk < arguments.weights.chunks; ++chunk) {
       float z[Hidden::kUnits / 2], dh[Hidden::kUnits / 2];
-      const auto multiply = [&](float (&to)[Hidden::kUnits / 2], const uint32_t (&operand)[Hidden::kSteps][4]) {
+      load_bias1(z, arguments.weights, chunk);
+      const auto multiply = [&](float (&to)[Hidden::kUnits / 2], const uint32_t (&operand)[Hidden::kSteps][4],
+                                bool accumulates) {
         const scalar_t* weight = stream.next();
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < Hidden::kSteps; ++k) {
-          wgmma<scalar_t>(to, operand[k], UnitChunk::Rows::descriptor(weight, k), k > 0);
+          wgmma<scalar_t>(to, operand[k], UnitChunk::Rows::descriptor(weight, k), accumulates || k > 0);
         }
         wgmma_commit();
         stream.refill();
       };
-      multiply(z, n);
-      multiply(dh, dy);
+      multiply(z, n, true);
+      multiply(dh, dy, false);
       wgmma_wait<scalar_t, 0>(z);
       wgmma_wait<scalar_t, 0>(dh);
       stream.release(2);
       stream.release(1);
 
-      const float* bias1 = arguments.weights.bias1 + chunk * Hidden::kUnits + lane % 4 * 2;
       uint32_t h[Hidden::kUnits / 16][4], dz[Hidden::kUnits / 16][4];
 #pragma unroll
-      for (int j = 0; j < Hidden::kUnits / 8; ++j) {
-        float bias[2];
-        load_floats(bias, bias1 + j * 8);
+      for (int pair = 0; pair < Hidden::kUnits / 4; ++pair) {
+        Activated activated[2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          Activated activated[2];
-#pragma unroll
-          for (int i = 0; i < 2; ++i) activated[i] = activate<kActivation, false>(z[j * 4 + half * 2 + i] + bias[i]);
-          const float* gradient = dh + j * 4 + half * 2;
-          h[j / 2][j % 2 * 2 + half] = pack_pair<scalar_t>(activated[0].value, activated[1].value);
-          dz[j / 2][j % 2 * 2 + half] =
-              pack_pair<scalar_t>(gradient[0] * activated[0].slope, gradient[1] * activated[1].slope);
-        }
+        for (int i = 0; i < 2; ++i) activated[i] = activate<kActivation, false>(z[pair * 2 + i]);
+        h[pair / 4][pair % 4] = pack_pair<scalar_t>(activated[0].value, activated[1].value);
+        dz[pair / 4][pair % 4] =
+            pack_pair<scalar_t>(dh[pair * 2] * activated[0].slope, dh[pair * 2 + 1] * activated[1].slope);
       }
       if (image < arguments.n.batch) {
         const TilePlace place{image, chunk * Hidden::kUnits, channel};

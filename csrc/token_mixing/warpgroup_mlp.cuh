@@ -81,16 +81,11 @@ __device__ __forceinline__ void load_normalised(uint32_t (&n)[WarpgroupMlp::kSte
 // The activated hidden units, rounded, as the first operand of the second product.
 template <Activation kActivation, typename scalar_t>
 __device__ __forceinline__ void activate_units(uint32_t (&h)[WarpgroupMlp::kUnits / 16][4],
-                                               const float (&z)[WarpgroupMlp::kUnits / 2], const float* bias1) {
-  bias1 += static_cast<int>(threadIdx.x) % 4 * 2;
+                                               const float (&z)[WarpgroupMlp::kUnits / 2]) {
 #pragma unroll
-  for (int j = 0; j < WarpgroupMlp::kUnits / 8; ++j) {
-    float bias[2], value[4];
-    load_floats(bias, bias1 + j * 8);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) value[i] = activate<kActivation, false>(z[j * 4 + i] + bias[i % 2]).value;
-    h[j / 2][j % 2 * 2] = pack_pair<scalar_t>(value[0], value[1]);
-    h[j / 2][j % 2 * 2 + 1] = pack_pair<scalar_t>(value[2], value[3]);
+  for (int pair = 0; pair < WarpgroupMlp::kUnits / 4; ++pair) {
+    h[pair / 4][pair % 4] = pack_pair<scalar_t>(activate<kActivation, false>(z[pair * 2]).value,
+                                                activate<kActivation, false>(z[pair * 2 + 1]).value);
   }
 }
 
@@ -136,11 +131,12 @@ __global__ void __launch_bounds__(WarpgroupMlp::kThreads, 1)
     uint32_t h[Mlp::kUnits / 16][4];
 #pragma unroll 1
     for (int chunk = 0; chunk < arguments.weights.chunks; ++chunk) {
+      load_bias1(z, arguments.weights, chunk);
       const scalar_t* weight1 = stream.next();
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < Mlp::kSteps; ++k) {
-        wgmma<scalar_t>(z, n[k], UnitChunk::Rows::descriptor(weight1, k), k > 0);
+        wgmma<scalar_t>(z, n[k], UnitChunk::Rows::descriptor(weight1, k), true);
       }
       wgmma_commit();
       stream.refill();
@@ -148,7 +144,7 @@ __global__ void __launch_bounds__(WarpgroupMlp::kThreads, 1)
       if (chunk > 0) stream.release(2);  // the second weights of the chunk before
       stream.release(1);
 
-      activate_units<kActivation, scalar_t>(h, z, arguments.weights.bias1 + chunk * Mlp::kUnits);
+      activate_units<kActivation, scalar_t>(h, z);
 
       const scalar_t* weight2 = stream.next();
       wgmma_fence();

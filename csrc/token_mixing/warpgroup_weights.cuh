@@ -142,6 +142,20 @@ class WeightStream {
   int count_, taken_ = 0;
 };
 
+// What the sums of a chunk's z begin with.
+template <typename scalar_t>
+__device__ __forceinline__ void load_bias1(float (&z)[UnitChunk::kUnits / 2], const MlpWeights<scalar_t>& weights,
+                                           int chunk) {
+  const float* bias1 = weights.bias1 + chunk * UnitChunk::kUnits + static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int j = 0; j < UnitChunk::kUnits / 8; ++j) {
+    float bias[2];
+    load_floats(bias, bias1 + j * 8);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) z[j * 4 + i] = bias[i % 2];
+  }
+}
+
 #endif  // MIXER_KERNELS_WARPGROUPS
 
 }  // namespace mixer_kernels
