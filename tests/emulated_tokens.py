@@ -20,6 +20,10 @@ def dtype_of(precision: str) -> torch.dtype:
     return getattr(torch, "float32" if precision == "tf32" else precision)
 
 
+def is_half(precision: str) -> bool:
+    return dtype_of(precision).itemsize == 2
+
+
 def transposed(rows: int, channels: int) -> tuple[int, int, int]:
     """Strides of a (B, C, rows) tensor seen as (B, rows, C)."""
     return (rows * channels, 1, rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated_tokens import TOLERANCE, Draw, Tensors, sweep, transposed
+from emulated_tokens import TOLERANCE, Draw, Tensors, is_half, sweep, transposed
 
 NONE, RELU, GELU, GELU_TANH = range(4)
 ACTIVATIONS = {
@@ -39,7 +39,7 @@ class Problem:
     dy_offset: int = 0
     mean: float = 0.0
     multiprocessors: int = 2
-    warpgroups: bool = False
+    warpgroups: bool = False  # only for half types
 
     @property
     def rows(self) -> int:
@@ -179,4 +179,5 @@ def exact_results(problem: Problem, tensors: Tensors) -> tuple[Tensors, dict[str
 @pytest.mark.parametrize(("seed", "precision"), list(enumerate(TOLERANCE)))
 def test_token_mixing(programs: dict[str, Path], tmp_path: Path, seed: int, precision: str) -> None:
     program = programs["token_mixing_emulated"]
-    sweep(program, tmp_path, PROBLEMS, NAMES, make_tensors, exact_results, precision, seed)
+    problems = [problem for problem in PROBLEMS if not problem.warpgroups or is_half(precision)]
+    sweep(program, tmp_path, problems, NAMES, make_tensors, exact_results, precision, seed)
