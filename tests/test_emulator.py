@@ -18,7 +18,7 @@ SEVENTEEN = tuple(i * 7 % 4 for i in range(17))
 
 
 SOUND = (
-    *("sum", "reverse", "half", "tf32", "mma_half", "mma_bfloat16", "mma_tf32"),
+    *("sum", "reverse", "half", "gelu", "tf32", "mma_half", "mma_bfloat16", "mma_tf32"),
     *("ldmatrix", "ldmatrix_transposed", "stmatrix_transposed", "copy", "ring", "narrow_ring"),
 )
 

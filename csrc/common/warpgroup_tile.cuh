@@ -83,16 +83,35 @@ __device__ __forceinline__ unsigned char* aligned_shared() {
   return shared + (kAlignment - reinterpret_cast<uintptr_t>(shared) % kAlignment) % kAlignment;
 }
 
+// 64 channels of an image.
+struct WarpgroupPlace {
+  int image, column;
+
+  // The first of a warp's 16 channels.
+  __device__ __forceinline__ int warp_column() const {
+    return column + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16;
+  }
+};
+
+// A warpgroup's place in the block's tile of that number.
+template <typename scalar_t>
+__device__ __forceinline__ WarpgroupPlace warpgroup_place(const Operand<scalar_t>& x, int number) {
+  const int tile = static_cast<int>(blockIdx.x) + number * static_cast<int>(gridDim.x);
+  const int place = tile * WarpgroupTile::kWarpgroups + static_cast<int>(threadIdx.x) / kWarpgroup;
+  return {place / column_tiles(x), place % column_tiles(x) * WarpgroupTile::kColumns};
+}
+
 // Starts the copies of a warpgroup's tile of x; zeros beyond it.
 template <typename scalar_t>
-__device__ __forceinline__ void copy_features(scalar_t* stage, const Operand<scalar_t>& x, int image, int column) {
+__device__ __forceinline__ void copy_features(scalar_t* stage, const Operand<scalar_t>& x,
+                                              const WarpgroupPlace& place) {
   constexpr int kPieces = WarpgroupTile::kColumns / 8, kRowsAtOnce = kWarpgroup / kPieces;
   static_assert(kRowsAtOnce % 8 == 0);
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
   int row = thread / kPieces;
-  column += thread % kPieces * 8;
-  const int rows = image < x.batch && column < x.columns ? x.rows : 0;
-  const scalar_t* from = x.data + image * x.batch_stride + row * x.row_stride + column;
+  const int column = place.column + thread % kPieces * 8;
+  const int rows = place.image < x.batch && column < x.columns ? x.rows : 0;
+  const scalar_t* from = x.data + place.image * x.batch_stride + row * x.row_stride + column;
   scalar_t* to = stage + row * WarpgroupTile::kColumns + swizzled_piece<128>(row, thread % kPieces) * 8;
 #pragma unroll 1  // registers are short
   for (; row < WarpgroupTile::kTokens; row += kRowsAtOnce) {
@@ -114,9 +133,9 @@ __device__ __forceinline__ void store_piece(const TileOutput<scalar_t>& out, int
 
 // Stores what a warpgroup has made of its tile.
 template <typename scalar_t>
-__device__ __forceinline__ void store_features(const TokenOutput<scalar_t>& y, const scalar_t* stage, int image,
-                                               int column) {
-  const auto out = y.tile({image, 0, column});
+__device__ __forceinline__ void store_features(const TokenOutput<scalar_t>& y, const scalar_t* stage,
+                                               const WarpgroupPlace& place) {
+  const auto out = y.tile({place.image, 0, place.column});
   constexpr int kPieces = WarpgroupTile::kColumns / 8;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, piece = thread % kPieces;
   for (int row = thread / kPieces; row < y.rows; row += kWarpgroup / kPieces) {
@@ -135,78 +154,66 @@ __device__ __forceinline__ scalar_t* fragment_rows(scalar_t* stage) {
   return stage + row * WarpgroupTile::kColumns + swizzled_piece<128>(row, piece) * 8;
 }
 
-// Calls f(rows, image, channel) for each tile of a warpgroup: this lane's fragment_rows, the first of its warp's 16
-// channels, and an image that is there. x in shared memory becomes y, which is stored; the next tile is on its way.
+// Calls f(rows, image, channel) for each tile of a warpgroup: this lane's fragment_rows, an image that is there, and
+// the first of its warp's 16 channels. x in shared memory becomes y, which is stored; the next tile is on its way.
 template <typename scalar_t, typename F>
 __device__ __forceinline__ void for_each_tile(const Operand<scalar_t>& x, const TokenOutput<scalar_t>& y,
                                               scalar_t* stages, F&& f) {
-  const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroup;
-  stages += warpgroup * WarpgroupTile::kStages * WarpgroupTile::kStageElements;
-  int place = static_cast<int>(blockIdx.x) * WarpgroupTile::kWarpgroups + warpgroup;
-  const int step = static_cast<int>(gridDim.x) * WarpgroupTile::kWarpgroups;
-  const auto image_of = [&](int place) { return place / column_tiles(x); };
-  const auto column_of = [&](int place) { return place % column_tiles(x) * WarpgroupTile::kColumns; };
-
-  copy_features(stages, x, image_of(place), column_of(place));
+  const auto stage_of = [&](int number) {
+    const int own = static_cast<int>(threadIdx.x) / kWarpgroup * WarpgroupTile::kStages + number % 2;
+    return stages + own * WarpgroupTile::kStageElements;
+  };
+  copy_features(stage_of(0), x, warpgroup_place(x, 0));
   cp_async_commit();
   const int tiles = tiles_of_block(warpgroup_tiles(x));
 #pragma unroll 1
-  for (int i = 0; i < tiles; ++i, place += step) {
-    scalar_t* stage = stages + i % 2 * WarpgroupTile::kStageElements;
+  for (int i = 0; i < tiles; ++i) {
     // Everybody has stored the tile before this one, whose stage the next one takes.
     warpgroup_sync();
-    if (i + 1 < tiles) {
-      copy_features(stages + (i + 1) % 2 * WarpgroupTile::kStageElements, x, image_of(place + step),
-                    column_of(place + step));
-    }
+    if (i + 1 < tiles) copy_features(stage_of(i + 1), x, warpgroup_place(x, i + 1));
     cp_async_commit();
     cp_async_wait<1>();
     warpgroup_sync();
-    const int image = image_of(place), column = column_of(place);
-    const bool is_there = image < x.batch;
-    f(fragment_rows(stage), is_there ? image : 0, column + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16);
+    const WarpgroupPlace place = warpgroup_place(x, i);
+    const bool is_there = place.image < x.batch;
+    f(fragment_rows(stage_of(i)), is_there ? place.image : 0, place.warp_column());
     warpgroup_sync();
-    if (is_there) store_features(y, stage, image, column);
+    if (is_there) store_features(y, stage_of(i), place);
   }
   cp_async_wait<0>();
 }
 
-// The same for the tiles of two tensors that are only read: calls f(load, image, channel), where load(a, b) brings the
-// fragments of both into registers, to be called once. The image may lie behind the last one.
+// The same for the tiles of two tensors that are only read: calls f(first, second, image, channel) with the fragments
+// of both. The image may lie behind the last one.
 template <typename scalar_t, typename F>
 __device__ __forceinline__ void for_each_pair_of_tiles(const Operand<scalar_t>& first, const Operand<scalar_t>& second,
                                                        scalar_t* stages, F&& f) {
-  const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroup;
-  scalar_t* first_stage = stages + warpgroup * 2 * WarpgroupTile::kStageElements;
+  scalar_t* first_stage =
+      stages + static_cast<int>(threadIdx.x) / kWarpgroup * WarpgroupTile::kStages * WarpgroupTile::kStageElements;
   scalar_t* second_stage = first_stage + WarpgroupTile::kStageElements;
-  int place = static_cast<int>(blockIdx.x) * WarpgroupTile::kWarpgroups + warpgroup;
-  const int step = static_cast<int>(gridDim.x) * WarpgroupTile::kWarpgroups;
-  const auto copy = [&] {
-    const int image = place / column_tiles(first), column = place % column_tiles(first) * WarpgroupTile::kColumns;
-    copy_features(first_stage, first, image, column);
-    copy_features(second_stage, second, image, column);
+  const auto copy = [&](int number) {
+    const WarpgroupPlace place = warpgroup_place(first, number);
+    copy_features(first_stage, first, place);
+    copy_features(second_stage, second, place);
     cp_async_commit();
   };
 
-  copy();
+  copy(0);
   const int tiles = tiles_of_block(warpgroup_tiles(first));
 #pragma unroll 1
   for (int i = 0; i < tiles; ++i) {
-    const int image = place / column_tiles(first), column = place % column_tiles(first) * WarpgroupTile::kColumns;
-    const auto load = [&](uint32_t (&a)[WarpgroupTile::kSteps][4], uint32_t (&b)[WarpgroupTile::kSteps][4]) {
-      cp_async_wait<0>();
-      warpgroup_sync();
-      const scalar_t *first_rows = fragment_rows(first_stage), *second_rows = fragment_rows(second_stage);
+    cp_async_wait<0>();
+    warpgroup_sync();
+    uint32_t first_fragments[WarpgroupTile::kSteps][4], second_fragments[WarpgroupTile::kSteps][4];
 #pragma unroll
-      for (int k = 0; k < WarpgroupTile::kSteps; ++k) {
-        ldmatrix_transposed(a[k], first_rows + k * kStepElements);
-        ldmatrix_transposed(b[k], second_rows + k * kStepElements);
-      }
-      warpgroup_sync();
-      place += step;
-      if (i + 1 < tiles) copy();
-    };
-    f(load, image, column + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16);
+    for (int k = 0; k < WarpgroupTile::kSteps; ++k) {
+      ldmatrix_transposed(first_fragments[k], fragment_rows(first_stage) + k * kStepElements);
+      ldmatrix_transposed(second_fragments[k], fragment_rows(second_stage) + k * kStepElements);
+    }
+    warpgroup_sync();
+    if (i + 1 < tiles) copy(i + 1);
+    const WarpgroupPlace place = warpgroup_place(first, i);
+    f(first_fragments, second_fragments, place.image, place.warp_column());
   }
 }
 

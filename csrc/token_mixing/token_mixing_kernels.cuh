@@ -43,7 +43,7 @@ class TokenMixing {
   void plan_forward() {
     if (uses_warpgroups()) {
       plan_mlp_weights();
-      statistics_ = take_floats(arguments_.batch * WarpgroupMlp::kTokens * 2);
+      statistics_ = take_floats(arguments_.batch * WarpgroupTile::kTokens * 2);
       return;
     }
     n_ = take_features(tokens_);
@@ -56,7 +56,7 @@ class TokenMixing {
   void run_forward(float eps, const TokenMixingOutputs& outputs) {
     call_.run_pack();
     if (uses_warpgroups()) {
-      run_warpgroups(eps, outputs);
+      run_warpgroup_forward(eps, outputs);
       return;
     }
     run_normalise<true>(eps, outputs.mean, outputs.rstd);
@@ -76,16 +76,14 @@ class TokenMixing {
     const bool is_mlp = arguments_.weight2 != nullptr;
     const bool has_slope = is_mlp || arguments_.activation != Activation::kNone;
     weight1_transposed_ = call_.plan_weight(arguments_.weight1, tokens_, hidden_, true);
-    if (has_slope) {
-      if (!uses_warpgroups()) weight1_ = call_.plan_weight(arguments_.weight1, hidden_, tokens_, false);
-      dz_ = take_features(hidden_);
-    }
     dy_ = call_.plan_features(dy, is_mlp ? tokens_ : hidden_);
     if (uses_warpgroups()) {
       plan_mlp_weights();
-    } else if (is_mlp) {
-      weight2_transposed_ = call_.plan_weight(arguments_.weight2, hidden_, tokens_, true);
+    } else {
+      if (has_slope) weight1_ = call_.plan_weight(arguments_.weight1, hidden_, tokens_, false);
+      if (is_mlp) weight2_transposed_ = call_.plan_weight(arguments_.weight2, hidden_, tokens_, true);
     }
+    if (has_slope) dz_ = take_features(hidden_);
     if (is_mlp) h_ = take_features(hidden_);
 
     const int64_t units = arguments_.tokens * arguments_.hidden;
@@ -128,7 +126,7 @@ class TokenMixing {
  private:
   using Call = TokenCall<scalar_t, kTensorCores, Launch>;
   static constexpr int kVec = Call::kVec;
-  static constexpr bool kHasWarpgroups = sizeof(scalar_t) == 2;
+  static constexpr bool kIsHalf = sizeof(scalar_t) == 2;
 
   static const scalar_t* parameter(const void* data) { return static_cast<const scalar_t*>(data); }
 
@@ -152,7 +150,7 @@ class TokenMixing {
   }
 
   bool uses_warpgroups() const {
-    return kHasWarpgroups && arguments_.has_warpgroups && arguments_.weight2 != nullptr && WarpgroupMlp::takes(tokens_);
+    return kIsHalf && arguments_.has_warpgroups && arguments_.weight2 != nullptr && WarpgroupTile::takes(tokens_);
   }
 
   void plan_mlp_weights() {
@@ -182,13 +180,14 @@ class TokenMixing {
                  shared_bytes, arguments);
   }
 
-  void run_warpgroups(float eps, const TokenMixingOutputs& outputs) const {
-    if constexpr (kHasWarpgroups) {
+  void run_warpgroup_forward(float eps, const TokenMixingOutputs& outputs) const {
+    if constexpr (kIsHalf) {
       run_pack_mlp(false);
-      const StatisticsArguments<scalar_t> statistics{x_,          call_.channels,       eps, outputs.mean, outputs.rstd,
-                                                     statistics_, WarpgroupMlp::kTokens};
+      const StatisticsArguments<scalar_t> statistics{
+          x_, call_.channels, eps, outputs.mean, outputs.rstd, statistics_, WarpgroupTile::kTokens};
       call_.launch(call_.channels % kVec == 0 ? &statistics_kernel<scalar_t, kVec> : &statistics_kernel<scalar_t, 1>,
-                   divide_up(arguments_.batch * WarpgroupMlp::kTokens, kNormThreads / 32), kNormThreads, 0, statistics);
+                   divide_up(arguments_.batch * WarpgroupTile::kTokens, kNormThreads / 32), kNormThreads, 0,
+                   statistics);
       const WarpgroupMlpArguments<scalar_t> mlp{x_,          norm_parameters(), call_.channels,
                                                 statistics_, mlp_weights_,      call_.contiguous(outputs.y, tokens_)};
       dispatch_activation(arguments_.activation, [&](auto tag) {
@@ -219,7 +218,7 @@ class TokenMixing {
   }
 
   void run_hidden_backward(const Operand<scalar_t>& n) const {
-    if constexpr (kHasWarpgroups) {
+    if constexpr (kIsHalf) {
       if (uses_warpgroups()) {
         run_pack_mlp(true);
         const WarpgroupHiddenArguments<scalar_t> hidden{n, dy_, mlp_weights_, call_.pitched(h_, hidden_),

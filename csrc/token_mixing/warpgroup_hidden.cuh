@@ -16,10 +16,10 @@
 namespace mixer_kernels {
 
 struct WarpgroupHidden : WarpgroupTile {
-  static constexpr int kUnits = UnitChunk::kUnits, kSlotBytes = UnitChunk::kSlots * UnitChunk::kBytes;
+  static constexpr int kUnits = UnitChunk::kUnits;
   static constexpr int kTurnElements = kUnits * 16;  // of a warp's results, 16 channels of each unit
   static constexpr int kTurnBytes = kThreads / 32 * kTurnElements * 2;
-  static constexpr int kSharedBytes = kAlignment + kSlotBytes + kFeatureBytes + kTurnBytes + 2 * UnitChunk::kSlots * 8;
+  static constexpr int kSharedBytes = kAlignment + UnitChunk::kRingBytes + kFeatureBytes + kTurnBytes;
   static_assert(kSharedBytes <= kMostShared);
 };
 
@@ -59,16 +59,11 @@ __global__ void __launch_bounds__(WarpgroupHidden::kThreads, 1)
 #if defined(MIXER_KERNELS_WARPGROUPS)
   using Hidden = WarpgroupHidden;
   unsigned char* shared = aligned_shared();
-  auto* stages = reinterpret_cast<scalar_t*>(shared + Hidden::kSlotBytes);
-  auto* turn = reinterpret_cast<scalar_t*>(shared + Hidden::kSlotBytes + Hidden::kFeatureBytes) +
-               static_cast<int>(threadIdx.x) / 32 * Hidden::kTurnElements;
-  auto* barriers =
-      reinterpret_cast<SharedBarrier*>(shared + Hidden::kSlotBytes + Hidden::kFeatureBytes + Hidden::kTurnBytes);
-  WeightStream<scalar_t> stream(reinterpret_cast<scalar_t*>(shared), barriers, arguments.weights,
-                                tiles_of_block(warpgroup_tiles(arguments.n)));
-  for_each_pair_of_tiles(arguments.n, arguments.dy, stages, [&](const auto& load, int image, int channel) {
-    uint32_t n[Hidden::kSteps][4], dy[Hidden::kSteps][4];
-    load(n, dy);
+  WeightStream<scalar_t> stream(shared, arguments.weights, tiles_of_block(warpgroup_tiles(arguments.n)));
+  auto* stages = reinterpret_cast<scalar_t*>(shared + UnitChunk::kRingBytes);
+  auto* turn =
+      stages + Hidden::kFeatureBytes / sizeof(scalar_t) + static_cast<int>(threadIdx.x) / 32 * Hidden::kTurnElements;
+  for_each_pair_of_tiles(arguments.n, arguments.dy, stages, [&](const auto& n, const auto& dy, int image, int channel) {
 #pragma unroll 1
     for (int chunk = 0; chunk < arguments.weights.chunks; ++chunk) {
       float z[Hidden::kUnits / 2], dh[Hidden::kUnits / 2];

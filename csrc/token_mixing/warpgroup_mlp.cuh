@@ -22,8 +22,8 @@
 namespace mixer_kernels {
 
 struct WarpgroupMlp : WarpgroupTile {
-  static constexpr int kUnits = UnitChunk::kUnits, kSlotBytes = UnitChunk::kSlots * UnitChunk::kBytes;
-  static constexpr int kSharedBytes = kAlignment + kSlotBytes + kFeatureBytes + 2 * UnitChunk::kSlots * 8;
+  static constexpr int kUnits = UnitChunk::kUnits;
+  static constexpr int kSharedBytes = kAlignment + UnitChunk::kRingBytes + kFeatureBytes;
   static_assert(kSharedBytes <= kMostShared);
 };
 
@@ -103,9 +103,8 @@ __device__ __forceinline__ void add_update(scalar_t* rows, const float (&update)
       float pair[2], bias[2];
       to_floats(pair, Vector<scalar_t, 2>{words[i]});
       load_floats(bias, bias2 + k * 16 + i / 2 * 8 + lane % 4 * 2);
-      const float (&own)[WarpgroupMlp::kTokens / 2] = update;
-      words[i] =
-          pack_pair<scalar_t>(pair[0] + (own[k * 8 + i * 2] + bias[0]), pair[1] + (own[k * 8 + i * 2 + 1] + bias[1]));
+      const float* own = update + k * 8 + i * 2;
+      words[i] = pack_pair<scalar_t>(pair[0] + (own[0] + bias[0]), pair[1] + (own[1] + bias[1]));
     }
     stmatrix_transposed(rows + k * kStepElements, words);
   }
@@ -119,10 +118,8 @@ __global__ void __launch_bounds__(WarpgroupMlp::kThreads, 1)
 #if defined(MIXER_KERNELS_WARPGROUPS)
   using Mlp = WarpgroupMlp;
   unsigned char* shared = aligned_shared();
-  auto* stages = reinterpret_cast<scalar_t*>(shared + Mlp::kSlotBytes);
-  auto* barriers = reinterpret_cast<SharedBarrier*>(shared + Mlp::kSlotBytes + Mlp::kFeatureBytes);
-  WeightStream<scalar_t> stream(reinterpret_cast<scalar_t*>(shared), barriers, arguments.weights,
-                                tiles_of_block(warpgroup_tiles(arguments.x)));
+  WeightStream<scalar_t> stream(shared, arguments.weights, tiles_of_block(warpgroup_tiles(arguments.x)));
+  auto* stages = reinterpret_cast<scalar_t*>(shared + UnitChunk::kRingBytes);
   for_each_tile(arguments.x, arguments.y, stages, [&](scalar_t* rows, int image, int channel) {
     uint32_t n[Mlp::kSteps][4];
     load_normalised(n, rows, arguments, image, channel);

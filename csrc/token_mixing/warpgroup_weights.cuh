@@ -16,6 +16,7 @@ struct UnitChunk {
   using Rows = BlockedWeight<kUnits>;
   static constexpr int kBytes = Rows::kBytes;
   static_assert(kBytes == WarpgroupTile::kTokens * kUnits * 2);
+  static constexpr int kRingBytes = kSlots * kBytes + 128;  // behind the slots their barriers
 };
 
 // Chunks of both weights in turns, and the biases, zeros where there is none.
@@ -88,10 +89,12 @@ __global__ void __launch_bounds__(kPackMlpThreads)
 template <typename scalar_t>
 class WeightStream {
  public:
-  // For that many tiles of the block.
-  __device__ __forceinline__ WeightStream(scalar_t* slots, SharedBarrier* barriers, const MlpWeights<scalar_t>& weights,
-                                          int tiles)
-      : slots_(slots), full_(barriers), weights_(weights), count_(2 * weights.chunks * tiles) {
+  // Through a ring in shared memory, for that many tiles of the block.
+  __device__ __forceinline__ WeightStream(unsigned char* ring, const MlpWeights<scalar_t>& weights, int tiles)
+      : slots_(reinterpret_cast<scalar_t*>(ring)),
+        full_(reinterpret_cast<SharedBarrier*>(ring + kSlots * UnitChunk::kBytes)),
+        weights_(weights),
+        count_(2 * weights.chunks * tiles) {
     if (threadIdx.x == 0) {
       for (int i = 0; i < kSlots; ++i) {
         full_[i].init(1);
