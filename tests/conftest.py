@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ if not GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import mixer_kernels  # noqa: E402
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    from interpreter import replace_language_once
+
+    replace_language_once()
 
 # benchmarks/ stands beside the package. Last, so that an installed mixer_kernels is found before the source tree.
 sys.path.append(str(Path(__file__).resolve().parent.parent))

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 CACHE = ROOT / "build" / "emulator"
 FLAGS = [
-    *("-std=c++17", "-O1", "-g", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
-    "-fno-var-tracking",  # half the compile time
+    # Programs compile in less than half of the time that -O1 takes, and run hardly longer.
+    *("-std=c++17", "-Og", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 ]
 

@@ -52,6 +52,9 @@ inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
+// For the emulator's own inner loops, which take most of its time; what they touch is the emulator's.
+#define EMULATOR_UNWATCHED [[gnu::no_sanitize("address", "undefined")]]
+
 namespace emulator {
 
 constexpr size_t kStackBytes = 256 * 1024;
@@ -107,9 +110,12 @@ struct Barrier {
   std::vector<BulkCopy> copies;
 };
 
+// Where a fiber, or the scheduler, goes on.
+using Jump = void* [5];
+
 struct Thread {
   char* stack = nullptr;
-  ucontext_t context;
+  Jump jump;
   void* fake_stack = nullptr;
   State state = State::kReady;
   Place place{};
@@ -128,7 +134,7 @@ struct Thread {
 // One block at a time: its threads, who runs, and its dynamic shared memory.
 inline std::vector<Thread> threads;
 inline int current = -1;
-inline ucontext_t scheduler;
+inline Jump scheduler;
 inline const void* scheduler_stack = nullptr;
 inline size_t scheduler_stack_bytes = 0;
 inline std::function<void()> body;
@@ -154,49 +160,62 @@ inline std::mt19937 random_engine;
   std::_Exit(1);
 }
 
+// GCC's own setjmp and longjmp: unlike swapcontext they ask nothing of the kernel, and unlike the library's
+// AddressSanitizer leaves them alone. Two functions, for a function may not jump to itself.
+[[noreturn, gnu::noinline, gnu::no_sanitize("address")]] inline void go_on(Jump& to) { __builtin_longjmp(to, 1); }
+
+[[gnu::noinline, gnu::no_sanitize("address")]] inline void switch_fiber(Jump& from, Jump& to) {
+  if (__builtin_setjmp(from) == 0) go_on(to);
+}
+
+[[gnu::noinline, gnu::no_sanitize("address")]] inline void enter_fiber(Jump& from, const ucontext_t& to) {
+  if (__builtin_setjmp(from) == 0) setcontext(&to);
+}
+
 inline void to_scheduler() {
-  Thread& self = threads[current];
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(self.state == State::kDone ? nullptr : &self.fake_stack, scheduler_stack,
-                                 scheduler_stack_bytes);
+  __sanitizer_start_switch_fiber(&threads[current].fake_stack, scheduler_stack, scheduler_stack_bytes);
 #endif
-  swapcontext(&self.context, &scheduler);
+  switch_fiber(threads[current].jump, scheduler);
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(self.fake_stack, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(threads[current].fake_stack, nullptr, nullptr);
 #endif
 }
 
+// The fiber of a thread: that of every block, one after the other.
 inline void thread_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
 #endif
-  body();
-  if (!threads[current].copies.empty()) fail("a thread exits with copies under way");
-  if (!threads[current].products.empty()) fail("a thread exits with products under way");
-  threads[current].state = State::kDone;
-  to_scheduler();
+  for (;;) {
+    body();
+    if (!threads[current].copies.empty()) fail("a thread exits with copies under way");
+    if (!threads[current].products.empty()) fail("a thread exits with products under way");
+    threads[current].state = State::kDone;
+    to_scheduler();
+  }
 }
 
-inline void start(Thread& thread) {
-  if (thread.stack == nullptr) {
-    void* memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) fail("no memory for a stack");
-    mprotect(memory, kGuardBytes, PROT_NONE);
-    thread.stack = static_cast<char*>(memory) + kGuardBytes;
-  }
+inline char* new_stack() {
+  void* memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) fail("no memory for a stack");
+  mprotect(memory, kGuardBytes, PROT_NONE);
+  char* stack = static_cast<char*>(memory) + kGuardBytes;
 #if defined(__SANITIZE_ADDRESS__)
-  // The last thread on this stack never returned from its frames.
-  __asan_unpoison_memory_region(thread.stack, kStackBytes);
+  // There may be red zones of a fiber that once lay here.
+  __asan_unpoison_memory_region(stack, kStackBytes);
 #endif
-  thread.state = State::kReady;
-  thread.turn = thread.group = thread.product_group = thread.spins = 0;
-  getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack;
-  thread.context.uc_stack.ss_size = kStackBytes;
-  thread.context.uc_link = nullptr;
-  makecontext(&thread.context, thread_main, 0);
-  // AddressSanitizer forgets what it knows of a stack whenever it is switched to, if it learns the size here.
-  thread.context.uc_stack.ss_size = 0;
+  return stack;
+}
+
+inline void start_fiber(char* stack) {
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, thread_main, 0);
+  enter_fiber(scheduler, context);
 }
 
 inline void run(int index) {
@@ -204,35 +223,42 @@ inline void run(int index) {
   const unsigned i = static_cast<unsigned>(index);
   threadIdx = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   Thread& thread = threads[index];
+  const bool is_new = thread.stack == nullptr;
+  if (is_new) thread.stack = new_stack();
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, thread.stack, kStackBytes);
 #endif
-  swapcontext(&scheduler, &thread.context);
+  if (is_new) {
+    start_fiber(thread.stack);
+  } else {
+    switch_fiber(scheduler, thread.jump);
+  }
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
 }
 
 // Comes to a place; everybody leaves it once all have come for whom it waits.
-inline void wait(const Place& place) {
+EMULATOR_UNWATCHED inline void wait(const Place& place) {
   Thread& self = threads[current];
   const bool has_mask = place.width == warpSize;
   if (has_mask && !(place.mask >> (current % warpSize) & 1)) fail("a lane is missing from its own mask");
   self.state = State::kWaiting;
   self.place = place;
   const int first = current / place.width * place.width;
-  const int end = std::min(static_cast<int>(threads.size()), first + place.width);
-  const auto for_each = [&](auto&& f) {
-    for (int i = first; i < end; ++i) {
-      if (!has_mask || place.mask >> (i - first) & 1) f(threads[i]);
-    }
-  };
+  const int count = std::min(static_cast<int>(threads.size()) - first, place.width);
+  const unsigned mask = has_mask ? place.mask : kFullMask;
+  // From this thread's neighbour on, and round: the first that is not there is soon found.
   bool is_complete = true;
-  for_each([&](const Thread& thread) {
-    is_complete = is_complete && thread.state == State::kWaiting && thread.place == place;
-  });
-  if (is_complete) for_each([](Thread& thread) { thread.state = State::kReady; });
+  for (int step = 1; step < count && is_complete; ++step) {
+    const int i = (current - first + step) % count;
+    const Thread& thread = threads[first + i];
+    is_complete = !(mask >> i % warpSize & 1) || (thread.state == State::kWaiting && thread.place == place);
+  }
+  for (int i = 0; i < count && is_complete; ++i) {
+    if (mask >> i % warpSize & 1) threads[first + i].state = State::kReady;
+  }
   to_scheduler();
 }
 
@@ -261,7 +287,10 @@ inline void run_block(size_t shared_bytes) {
   __asan_poison_memory_region(window.get(), kSharedOffset);
 #endif
   barriers.clear();
-  for (Thread& thread : threads) start(thread);
+  for (Thread& thread : threads) {
+    thread.state = State::kReady;
+    thread.turn = thread.group = thread.product_group = thread.spins = 0;
+  }
 
   std::vector<int> ready(threads.size());
   for (;;) {
@@ -473,8 +502,8 @@ inline void unpack(uint32_t bits, float (&to)[1], float) {
 // mma.sync m16n8k16 (16 bits) or m16n8k8 (tf32): c += a b. Lane l holds rows l / 4 and l / 4 + 8 of a, column l / 4 of
 // b.
 template <typename Element>
-void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* file = __builtin_FILE(),
-         int line = __builtin_LINE()) {
+EMULATOR_UNWATCHED void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                            const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   constexpr int kPack = sizeof(uint32_t) / sizeof(Element);
   struct Fragments {
     float a[4][kPack], b[2][kPack];
@@ -482,16 +511,20 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const ch
   for (int i = 0; i < 4; ++i) unpack(a[i], mine.a[i], Element{});
   for (int i = 0; i < 2; ++i) unpack(b[i], mine.b[i], Element{});
   const Together<Fragments> warp(mine, file, line);
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane() / 4, column = lane() % 4 * 2 + i % 2;
-    double sum = 0;
-    for (int k = 0; k < 8 * kPack; ++k) {
-      const int quad = k / kPack % 4, half = k / kPack / 4;
-      sum += static_cast<double>(warp[row * 4 + quad].a[i / 2 + 2 * half][k % kPack]) *
-             warp[column * 4 + quad].b[half][k % kPack];
+  const int row = lane() / 4, column = lane() % 4 * 2;
+  double sums[4] = {};
+  for (int quad = 0; quad < 4; ++quad) {
+    const Fragments& left = warp[row * 4 + quad];
+    const Fragments* right[] = {&warp[column * 4 + quad], &warp[(column + 1) * 4 + quad]};
+    for (int half = 0; half < 2; ++half) {
+      for (int k = 0; k < kPack; ++k) {
+        for (int i = 0; i < 4; ++i) {
+          sums[i] += static_cast<double>(left.a[i / 2 + 2 * half][k]) * right[i % 2]->b[half][k];
+        }
+      }
     }
-    c[i] = static_cast<float>(c[i] + sum);
   }
+  for (int i = 0; i < 4; ++i) c[i] = static_cast<float>(c[i] + sums[i]);
 }
 
 // ldmatrix.x4: each lane names a row of 16 bytes, eight lanes a matrix; it receives two elements of each matrix.
