@@ -49,7 +49,7 @@ TORCH_LIBRARY(mixer_kernels, m) {
   m.def("split_attention_combine(Tensor x, Tensor weights) -> Tensor");
   m.def("split_attention_bwd_weights(Tensor dy, Tensor x) -> Tensor");
   m.def("split_attention_bwd_features(Tensor dy, Tensor weights, Tensor da) -> Tensor");
-  // On CUDA only: the sums with the perceptron behind them. The gradients of its matrices are dinner^T own_total and
+  // The sums with the perceptron behind them. The gradients of its matrices are dinner^T own_total and
   // dlogits^T hidden, in x's dtype.
   m.def("split_attention_gate(Tensor x, Tensor weight1, Tensor weight2) -> (Tensor total, Tensor weights)");
   m.def(

@@ -204,16 +204,17 @@ def test_the_same_bits_every_time(device, backend, dtype):
 
 def test_the_same_sums_on_any_number_of_threads():
     pytest.importorskip("mixer_kernels._C")
-    x, *_ = draw((3, 32, 32, 100, 25), torch.float32)
+    x, *matrices = draw((3, 32, 32, 100, 25), torch.float32)
     dy = torch.randn(3, 32, 32, 100)
     kernels, threads, found = IMPLEMENTATIONS["native"], torch.get_num_threads(), []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            found.append((kernels.sums(x), kernels.backward_weights(dy, x)))
+            total, weights = kernels.gate(x, *matrices)
+            found.append((total, weights, *kernels.backward_gate(dy, x, total, weights, *matrices)))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, found[0][0]) and torch.equal(b, found[0][1]) for a, b in found[1:])
+    assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(others, found[0], strict=True))
 
 
 def test_backward_keeps_the_features_and_four_numbers_a_channel(device, backend):
@@ -258,7 +259,7 @@ def test_opcheck(device, backend, layout, dtype):
     weights, da = torch.rand(2, 3, 10, device=device), torch.randn(2, 10, device=device)
     opcheck(kernel_op(backend, "sums"), (arrange(x),))
     opcheck(kernel_op(backend, "combine"), (arrange(x), weights))
-    if (backend, device) == ("native", "cuda"):
+    if backend == "native":
         opcheck(kernel_op(backend, "gate"), (arrange(x), *matrices))
         opcheck(kernel_op(backend, "bwd_gate"), (dy, arrange(x), da, weights, *matrices))
     opcheck(kernel_op(backend, "bwd_weights"), (dy, arrange(x)))
@@ -380,9 +381,15 @@ def test_bad_arguments(device):
 
 def test_the_ops_check_what_protects_memory():
     pytest.importorskip("mixer_kernels._C")
-    x, *_ = draw((2, 5, 4, 6, 5), torch.float32)
+    x, *matrices = draw((2, 5, 4, 6, 5), torch.float32)
     dy, weights, da = torch.zeros(2, 5, 4, 6), torch.zeros(2, 3, 6), torch.zeros(2, 6)
-    good = {"sums": (x,), "combine": (x, weights), "bwd_weights": (dy, x), "bwd_features": (dy, weights, da)}
+    good = {
+        "sums": (x,),
+        "combine": (x, weights),
+        "bwd_weights": (dy, x),
+        "bwd_gate": (dy, x, da, weights, *matrices),
+        "bwd_features": (dy, weights, da),
+    }
     for name, arguments in good.items():
         run = kernel_op("native", name)
         run(*arguments)
@@ -395,7 +402,15 @@ def test_the_ops_check_what_protects_memory():
                     run(*before, argument[:1], *after)
                 with pytest.raises(TypeError, match=r"split_attention: .* must have dtype"):
                     run(*before, argument.double(), *after)
-    for name in ("sums", "combine", "bwd_weights"):
+    gate = kernel_op("native", "gate")
+    weight1, weight2 = matrices
+    with pytest.raises(ValueError, match=r"split_attention: weight1 must have shape \[5, 6\]"):
+        gate(x, weight1[:, 1:], weight2)
+    with pytest.raises(ValueError, match=r"split_attention: weight2 must have shape \[18, 5\]"):
+        gate(x, weight1, weight2[1:])
+    with pytest.raises(TypeError, match=r"split_attention: weight2 must have dtype"):
+        gate(x, weight1, weight2.double())
+    for name in ("sums", "combine", "bwd_weights", "bwd_gate"):
         arguments = [value[..., :17] if value is x else value for value in good[name]]
         with pytest.raises(ValueError, match="x must have channels in a multiple of 3, got shape"):
             kernel_op("native", name)(*arguments)

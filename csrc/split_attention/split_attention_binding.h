@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <tuple>
+
 #include "common/arguments.h"
 #include "common/output.h"
 #include "split_attention/split_attention.h"
@@ -32,11 +34,27 @@ inline at::Tensor with_dense_channels(const at::Tensor& x) {
   return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous();
 }
 
+// What goes back through the perceptron: the gradient of the sums, and what those of its matrices are products of.
+struct GateGradient {
+  at::Tensor da, own_total, hidden, dinner, dlogits;
+};
+
+// Checks the matrices of the perceptron; returns the size of its hidden layer.
+inline int64_t check_matrices(const char* op, const at::Tensor& weight1, const at::Tensor& weight2,
+                              const at::Tensor& x) {
+  const int64_t channels = x.size(3) / kBranches, hidden = weight1.dim() == 2 ? weight1.size(0) : 0;
+  check_argument(op, "weight1", weight1, x, x.scalar_type(), {hidden, channels});
+  check_argument(op, "weight2", weight2, x, x.scalar_type(), {kBranches * channels, hidden});
+  return hidden;
+}
+
 // The kernels of a device, never called on an empty tensor. The channels of x and dy lie side by side, with any other
 // strides; everything else is contiguous.
 //   sums(x, a)
+//   gate(x, weight1, weight2, total, weights)
 //   combine(x, weights, y)
 //   backward_weights(dy, x, dweights)
+//   backward_gate(dy, x, total, weights, weight1, weight2, gradient)
 //   backward_features(dy, weights, da, dx)
 template <typename Kernels>
 void bind_split_attention(torch::Library& m) {
@@ -47,6 +65,17 @@ void bind_split_attention(torch::Library& m) {
     if (x.numel() == 0) return a.zero_();
     Kernels::sums(with_dense_channels(x), a);
     return a;
+  });
+  m.impl("split_attention_gate", [](const at::Tensor& x, const at::Tensor& weight1, const at::Tensor& weight2) {
+    check_feature_map("x", x, kBranches);
+    check_matrices(op, weight1, weight2, x);
+    const int64_t channels = x.size(3) / kBranches;
+    const at::TensorOptions options = x.options().dtype(accumulator_of(x));
+    at::Tensor total = at::empty({x.size(0), channels}, options);
+    at::Tensor weights = at::empty({x.size(0), kBranches, channels}, options);
+    if (x.numel() == 0) return std::tuple(total.zero_(), weights.zero_());
+    Kernels::gate(with_dense_channels(x), weight1.contiguous(), weight2.contiguous(), total, weights);
+    return std::tuple(total, weights);
   });
   m.impl("split_attention_combine", [](const at::Tensor& x, const at::Tensor& weights) {
     check_feature_map("x", x, kBranches);
@@ -65,6 +94,26 @@ void bind_split_attention(torch::Library& m) {
     Kernels::backward_weights(with_dense_channels(dy), with_dense_channels(x), dweights);
     return dweights;
   });
+  m.impl("split_attention_bwd_gate",
+         [](const at::Tensor& dy, const at::Tensor& x, const at::Tensor& total, const at::Tensor& weights,
+            const at::Tensor& weight1, const at::Tensor& weight2) {
+           check_feature_map("x", x, kBranches);
+           const int64_t batch = x.size(0), channels = x.size(3) / kBranches;
+           const int64_t hidden = check_matrices(op, weight1, weight2, x);
+           check_argument(op, "dy", dy, x, x.scalar_type(), {batch, x.size(1), x.size(2), channels});
+           check_argument(op, "total", total, x, accumulator_of(x), {batch, channels});
+           check_argument(op, "weights", weights, x, accumulator_of(x), {batch, kBranches, channels});
+           const auto factor = [&](int64_t columns) { return at::empty({batch, columns}, x.options()); };
+           const GateGradient to{at::empty({batch, channels}, total.options()), factor(channels), factor(hidden),
+                                 factor(hidden), factor(kBranches * channels)};
+           if (x.numel() == 0) {
+             for (const at::Tensor& t : {to.da, to.own_total, to.hidden, to.dinner, to.dlogits}) t.zero_();
+           } else {
+             Kernels::backward_gate(with_dense_channels(dy), with_dense_channels(x), total.contiguous(),
+                                    weights.contiguous(), weight1.contiguous(), weight2.contiguous(), to);
+           }
+           return std::tuple(to.da, to.own_total, to.hidden, to.dinner, to.dlogits);
+         });
   m.impl("split_attention_bwd_features", [](const at::Tensor& dy, const at::Tensor& weights, const at::Tensor& da) {
     check_feature_map("dy", dy, 1);
     check_argument(op, "weights", weights, dy, accumulator_of(dy), {dy.size(0), kBranches, dy.size(3)});

@@ -3,12 +3,15 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
+#include "common/activation.h"
 #include "common/dispatch.h"
 #include "common/grain.h"
 #include "common/isa.h"
+#include "common/normal_cdf.h"
 #include "common/rows.h"
 #include "common/scratch.h"
 #include "split_attention/split_attention_binding.h"
@@ -52,6 +55,17 @@ struct FeatureShape {
   }
 };
 
+// The perceptron between the passes: `channels` of a branch, and units of its hidden layer.
+struct GateShape {
+  int64_t batch, channels, hidden;
+};
+
+// Rows for the images.
+template <typename scalar_t>
+struct GateFactors {
+  scalar_t *own_total, *hidden, *dinner, *dlogits;
+};
+
 }  // namespace
 }  // namespace mixer_kernels
 
@@ -71,6 +85,19 @@ struct CpuKernels {
     });
   }
 
+  static void gate(const at::Tensor& x, const at::Tensor& weight1, const at::Tensor& weight2, const at::Tensor& total,
+                   const at::Tensor& weights) {
+    sums(x, total);
+    dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
+      using scalar_t = typename decltype(tag)::type;
+      using acc_t = acc_of<scalar_t>;
+      select_isa(&baseline::weigh_branches<scalar_t>, &avx2::weigh_branches<scalar_t>,
+                 &avx512::weigh_branches<scalar_t>, &avx512_bf16::weigh_branches<scalar_t>)(
+          {x.size(0), total.size(1), weight1.size(0)}, elements_of<const acc_t>(total),
+          elements_of<const scalar_t>(weight1), elements_of<const scalar_t>(weight2), elements_of<acc_t>(weights));
+    });
+  }
+
   static void combine(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& y) {
     dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
       using scalar_t = typename decltype(tag)::type;
@@ -87,6 +114,24 @@ struct CpuKernels {
       select_isa(&baseline::sum_products<scalar_t>, &avx2::sum_products<scalar_t>, &avx512::sum_products<scalar_t>)(
           FeatureShape(dy, dy.size(3)), FeatureMap<const scalar_t>(dy), FeatureMap<const scalar_t>(x),
           elements_of<acc_of<scalar_t>>(dweights));
+    });
+  }
+
+  static void backward_gate(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& total,
+                            const at::Tensor& weights, const at::Tensor& weight1, const at::Tensor& weight2,
+                            const GateGradient& to) {
+    const at::Tensor dweights = at::empty_like(weights);
+    backward_weights(dy, x, dweights);
+    dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
+      using scalar_t = typename decltype(tag)::type;
+      using acc_t = acc_of<scalar_t>;
+      select_isa(&baseline::weigh_branches_backward<scalar_t>, &avx2::weigh_branches_backward<scalar_t>,
+                 &avx512::weigh_branches_backward<scalar_t>, &avx512_bf16::weigh_branches_backward<scalar_t>)(
+          {x.size(0), total.size(1), weight1.size(0)}, elements_of<const acc_t>(dweights),
+          elements_of<const acc_t>(total), elements_of<const acc_t>(weights), elements_of<const scalar_t>(weight1),
+          elements_of<const scalar_t>(weight2), elements_of<acc_t>(to.da),
+          {elements_of<scalar_t>(to.own_total), elements_of<scalar_t>(to.hidden), elements_of<scalar_t>(to.dinner),
+           elements_of<scalar_t>(to.dlogits)});
     });
   }
 

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <tuple>
 
 #include "common/cuda_binding.h"
 #include "common/element_type_of.h"
@@ -36,6 +35,18 @@ SplitAttentionShape shape_of(const at::Tensor& x, int64_t channels) {
   return {element_type_of(x, kOp), x.size(0), height, width, channels};
 }
 
+// A contiguous tensor from a multiple of 16 bytes on.
+at::Tensor aligned(const at::Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : t.clone();
+}
+
+// The size of the hidden layer behind the matrices.
+int64_t hidden_size_of(const at::Tensor& weight2) {
+  TORCH_CHECK_VALUE(std::max(weight2.size(0), weight2.size(1)) < std::numeric_limits<int32_t>::max() / 2, kOp,
+                    ": weight2 must have fewer than 2^30 rows and columns, got shape ", weight2.sizes());
+  return weight2.size(1);
+}
+
 struct CudaKernels {
   static void sums(const at::Tensor& x, const at::Tensor& a) {
     const c10::cuda::CUDAGuard guard(x.device());
@@ -43,6 +54,19 @@ struct CudaKernels {
     const at::Tensor workspace = empty_workspace(x, split_attention_sums_workspace(shape));
     split_attention_sums_cuda(shape, view_of_map(x), a.mutable_data_ptr<float>(), workspace.mutable_data_ptr(),
                               c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  static void gate(const at::Tensor& x, const at::Tensor& weight1, const at::Tensor& weight2, const at::Tensor& total,
+                   const at::Tensor& weights) {
+    const c10::cuda::CUDAGuard guard(x.device());
+    const SplitAttentionShape shape = shape_of(x, total.size(1));
+    const int64_t hidden_size = hidden_size_of(weight2);
+    const at::Tensor matrix1 = aligned(weight1), matrix2 = aligned(weight2);
+    const at::Tensor workspace = empty_workspace(x, split_attention_gate_workspace(shape, hidden_size));
+    split_attention_gate_cuda(shape, hidden_size, view_of_map(x), matrix1.const_data_ptr(), matrix2.const_data_ptr(),
+                              total.mutable_data_ptr<float>(), weights.mutable_data_ptr<float>(),
+                              workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
@@ -62,6 +86,24 @@ struct CudaKernels {
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  static void backward_gate(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& total,
+                            const at::Tensor& weights, const at::Tensor& weight1, const at::Tensor& weight2,
+                            const GateGradient& to) {
+    const c10::cuda::CUDAGuard guard(x.device());
+    const SplitAttentionShape shape = shape_of(x, dy.size(3));
+    const int64_t hidden_size = hidden_size_of(weight2);
+    const at::Tensor sums = aligned(total), matrix1 = aligned(weight1), matrix2 = aligned(weight2);
+    const at::Tensor workspace = empty_workspace(x, split_attention_bwd_gate_workspace(shape, hidden_size));
+    split_attention_bwd_gate_cuda(shape, hidden_size, view_of_map(dy), view_of_map(x),
+                                  {sums.const_data_ptr<float>(), weights.const_data_ptr<float>(),
+                                   matrix1.const_data_ptr(), matrix2.const_data_ptr()},
+                                  to.da.mutable_data_ptr<float>(),
+                                  {to.own_total.mutable_data_ptr(), to.hidden.mutable_data_ptr(),
+                                   to.dinner.mutable_data_ptr(), to.dlogits.mutable_data_ptr()},
+                                  workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
   static void backward_features(const at::Tensor& dy, const at::Tensor& weights, const at::Tensor& da,
                                 const at::Tensor& dx) {
     const c10::cuda::CUDAGuard guard(dy.device());
@@ -72,77 +114,7 @@ struct CudaKernels {
   }
 };
 
-// Contiguous, from a multiple of 16 bytes on.
-at::Tensor aligned(const at::Tensor& t) {
-  const at::Tensor dense = t.contiguous();
-  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
-}
-
-// Checks the matrices of the gate; returns the size of its hidden layer.
-int64_t check_matrices(const at::Tensor& weight1, const at::Tensor& weight2, const at::Tensor& x) {
-  const int64_t channels = x.size(3) / kBranches, hidden_size = weight1.dim() == 2 ? weight1.size(0) : 0;
-  check_argument(kOp, "weight1", weight1, x, x.scalar_type(), {hidden_size, channels});
-  check_argument(kOp, "weight2", weight2, x, x.scalar_type(), {kBranches * channels, hidden_size});
-  TORCH_CHECK_VALUE(std::max(hidden_size, kBranches * channels) < std::numeric_limits<int32_t>::max() / 2, kOp,
-                    ": weight2 must have fewer than 2^30 rows and columns, got shape ", weight2.sizes());
-  return hidden_size;
-}
-
-// The sums, and the weights of the branches.
-std::tuple<at::Tensor, at::Tensor> gate(const at::Tensor& x, const at::Tensor& weight1, const at::Tensor& weight2) {
-  check_feature_map("x", x, kBranches);
-  const int64_t channels = x.size(3) / kBranches, hidden_size = check_matrices(weight1, weight2, x);
-  at::Tensor total = at::empty({x.size(0), channels}, x.options().dtype(at::kFloat));
-  at::Tensor weights = at::empty({x.size(0), kBranches, channels}, total.options());
-  if (x.numel() == 0) return {total.zero_(), weights.zero_()};
-  const c10::cuda::CUDAGuard guard(x.device());
-  const SplitAttentionShape shape = shape_of(x, channels);
-  const at::Tensor features = with_dense_channels(x), matrix1 = aligned(weight1), matrix2 = aligned(weight2);
-  const at::Tensor workspace = empty_workspace(x, split_attention_gate_workspace(shape, hidden_size));
-  split_attention_gate_cuda(shape, hidden_size, view_of_map(features), matrix1.const_data_ptr(),
-                            matrix2.const_data_ptr(), total.mutable_data_ptr<float>(),
-                            weights.mutable_data_ptr<float>(), workspace.mutable_data_ptr(),
-                            c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {total, weights};
-}
-
-// The gradient of the sums, and the factors of the matrices' gradients.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_gate(
-    const at::Tensor& dy, const at::Tensor& x, const at::Tensor& total, const at::Tensor& weights,
-    const at::Tensor& weight1, const at::Tensor& weight2) {
-  check_feature_map("x", x, kBranches);
-  const int64_t batch = x.size(0), channels = x.size(3) / kBranches;
-  const int64_t hidden_size = check_matrices(weight1, weight2, x);
-  check_argument(kOp, "dy", dy, x, x.scalar_type(), {batch, x.size(1), x.size(2), channels});
-  check_argument(kOp, "total", total, x, at::kFloat, {batch, channels});
-  check_argument(kOp, "weights", weights, x, at::kFloat, {batch, kBranches, channels});
-  at::Tensor da = at::empty({batch, channels}, total.options());
-  const auto factor = [&](int64_t columns) { return at::empty({batch, columns}, x.options()); };
-  at::Tensor own_total = factor(channels), hidden = factor(hidden_size), dinner = factor(hidden_size);
-  at::Tensor dlogits = factor(kBranches * channels);
-  if (x.numel() == 0) return {da.zero_(), own_total.zero_(), hidden.zero_(), dinner.zero_(), dlogits.zero_()};
-  const c10::cuda::CUDAGuard guard(x.device());
-  const SplitAttentionShape shape = shape_of(x, channels);
-  const at::Tensor features = with_dense_channels(x), gradient = with_dense_channels(dy);
-  const at::Tensor sums = aligned(total), gates = weights.contiguous();
-  const at::Tensor matrix1 = aligned(weight1), matrix2 = aligned(weight2);
-  const at::Tensor workspace = empty_workspace(x, split_attention_bwd_gate_workspace(shape, hidden_size));
-  split_attention_bwd_gate_cuda(
-      shape, hidden_size, view_of_map(gradient), view_of_map(features),
-      {sums.const_data_ptr<float>(), gates.const_data_ptr<float>(), matrix1.const_data_ptr(), matrix2.const_data_ptr()},
-      da.mutable_data_ptr<float>(),
-      {own_total.mutable_data_ptr(), hidden.mutable_data_ptr(), dinner.mutable_data_ptr(), dlogits.mutable_data_ptr()},
-      workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {da, own_total, hidden, dinner, dlogits};
-}
-
 }  // namespace
 }  // namespace mixer_kernels
 
-TORCH_LIBRARY_IMPL(mixer_kernels, CUDA, m) {
-  mixer_kernels::bind_split_attention<mixer_kernels::CudaKernels>(m);
-  m.impl("split_attention_gate", &mixer_kernels::gate);
-  m.impl("split_attention_bwd_gate", &mixer_kernels::backward_gate);
-}
+TORCH_LIBRARY_IMPL(mixer_kernels, CUDA, m) { mixer_kernels::bind_split_attention<mixer_kernels::CudaKernels>(m); }

@@ -2,47 +2,11 @@
 // Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include guard.
 
 #include "common/vector_simd.h"
-
-// A whole vector of channels, or those behind the last one.
-struct Whole {};
-struct Rest {
-  int64_t size;
-};
-
-template <typename scalar_t>
-inline Vector<acc_type<scalar_t>> load_part(const scalar_t* from, Whole) {
-  return load_as_acc(from);
-}
-
-template <typename scalar_t>
-inline Vector<acc_type<scalar_t>> load_part(const scalar_t* from, Rest rest) {
-  scalar_t padded[kLanes<acc_type<scalar_t>>] = {};
-  std::copy_n(from, rest.size, padded);
-  return load_as_acc(padded);
-}
-
-template <typename scalar_t>
-inline void store_part(scalar_t* to, Vector<acc_type<scalar_t>> value, Whole) {
-  store_acc(to, value);
-}
-
-template <typename scalar_t>
-inline void store_part(scalar_t* to, Vector<acc_type<scalar_t>> value, Rest rest) {
-  scalar_t padded[kLanes<acc_type<scalar_t>>];
-  store_acc(padded, value);
-  std::copy_n(padded, rest.size, to);
-}
-
-// streamed: past the caches; there is no rest then.
-template <typename scalar_t>
-inline void store_part(scalar_t* to, Vector<acc_type<scalar_t>> value, Whole whole, bool streamed) {
-  streamed ? stream_acc(to, value) : store_part(to, value, whole);
-}
-
-template <typename scalar_t>
-inline void store_part(scalar_t* to, Vector<acc_type<scalar_t>> value, Rest rest, bool) {
-  store_part(to, value, rest);
-}
+// They build on it.
+#include "common/math_simd.h"
+#include "split_attention/channel_parts_simd.h"
+// It builds on those.
+#include "split_attention/split_gate_simd.h"
 
 // Whether a map of some branches is stored past the caches: where it is larger than a core's own, a line would be read
 // before it is overwritten. Every group of channels has to be whole vectors.
@@ -53,14 +17,6 @@ bool is_streamed(const FeatureShape& shape, const FeatureMap<scalar_t>& map, int
   return pixels * branches * shape.channels * static_cast<int64_t>(sizeof(scalar_t)) >= kLarge &&
          reinterpret_cast<uintptr_t>(map.data) % (lanes * sizeof(scalar_t)) == 0 &&
          shape.channels % (kGroups * lanes) == 0;
-}
-
-// Calls f(i, part) for the vectors of n channels.
-template <typename acc_t, typename F>
-inline void for_vectors(int64_t n, const F& f) {
-  int64_t i = 0;
-  for (; i + kLanes<acc_t> <= n; i += kLanes<acc_t>) f(i, Whole{});
-  if (i < n) f(i, Rest{n - i});
 }
 
 // Pixels that are taken together.

@@ -20,10 +20,7 @@ def sums(x: torch.Tensor) -> torch.Tensor:
 
 def gate(x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sums and the weights of the branches that follow from them, (B, C) and (B, 3, C)."""
-    if x.is_cuda:
-        return torch.ops.mixer_kernels.split_attention_gate(x, weight1, weight2)
-    total = sums(x)
-    return total, _gate.weights_of(total, weight1, weight2)
+    return torch.ops.mixer_kernels.split_attention_gate(x, weight1, weight2)
 
 
 def combine(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -45,11 +42,7 @@ def backward_gate(
     weight2: torch.Tensor,
 ) -> _gate.Gradient:
     """Return the gradient of the sums, and the factors of the matrices' gradients."""
-    if x.is_cuda:
-        return _gate.Gradient(
-            *torch.ops.mixer_kernels.split_attention_bwd_gate(dy, x, total, weights, weight1, weight2)
-        )
-    return _gate.gradient_of(backward_weights(dy, x), total, weights, weight1, weight2)
+    return _gate.Gradient(*torch.ops.mixer_kernels.split_attention_bwd_gate(dy, x, total, weights, weight1, weight2))
 
 
 def backward_features(dy: torch.Tensor, weights: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
