@@ -12,7 +12,7 @@ def replace_language_once() -> None:
     """Let functions that kernels call replace the language, Triton's builtins, only the first time.
 
     A launch replaces those that kernels see, for as long as it lasts. Those that Triton's own functions see are
-    replaced by the first call of such a function, for good. To look for what is left took a third of the time.
+    replaced by the first call of such a function, for good. Looking again for what is left takes long.
     """
     replace = functools.cache(interpreter._patch_lang)
 

@@ -135,7 +135,7 @@ def test_every_instruction_set_in_float64(isa):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(dtype, isa):
-    for sizes in ((2, 7, 5, 30, 8), (1, 3, 151, 33, 10), (4, 32, 40, 128, 16), (1, 1, 4, 5, 5)):
+    for sizes in ((2, 7, 5, 30, 8), (1, 3, 151, 33, 10), (11, 3, 4, 33, 50), (4, 32, 40, 128, 16), (1, 1, 4, 5, 5)):
         assert_accurate("native", lambda sizes=sizes: draw(sizes, dtype))
     assert_accurate("native", lambda: draw((2, 6, 7, 64, 8), dtype), MAP_LAYOUTS["channels_first"])
 
