@@ -43,18 +43,12 @@ TORCH_LIBRARY(mixer_kernels, m) {
       "Tensor? layer_scale) -> (Tensor dx, Tensor dalpha, Tensor dbeta, Tensor dweight, Tensor dbias, "
       "Tensor dlayer_scale)");
 
-  // x (B, H, W, 3C), unshifted, y and dy (B, H, W, C). The sums and da (B, C), the weights and their gradient (B, 3, C)
-  // are float32, float64 for float64.
-  m.def("split_attention_sums(Tensor x) -> Tensor");
-  m.def("split_attention_combine(Tensor x, Tensor weights) -> Tensor");
-  m.def("split_attention_bwd_weights(Tensor dy, Tensor x) -> Tensor");
-  m.def("split_attention_bwd_features(Tensor dy, Tensor weights, Tensor da) -> Tensor");
-  // The sums with the perceptron behind them. The gradients of its matrices are dinner^T own_total and
-  // dlogits^T hidden, in x's dtype.
-  m.def("split_attention_gate(Tensor x, Tensor weight1, Tensor weight2) -> (Tensor total, Tensor weights)");
+  // x (B, H, W, 3C), unshifted, y and dy (B, H, W, C). The sums over the pixels `total` (B, C) and the weights of the
+  // branches (B, 3, C) are float32, float64 for float64. Gradients that are not wanted are empty.
+  m.def("split_attention_fwd(Tensor x, Tensor weight1, Tensor weight2) -> (Tensor y, Tensor total, Tensor weights)");
   m.def(
-      "split_attention_bwd_gate(Tensor dy, Tensor x, Tensor total, Tensor weights, Tensor weight1, Tensor weight2) "
-      "-> (Tensor da, Tensor own_total, Tensor hidden, Tensor dinner, Tensor dlogits)");
+      "split_attention_bwd(Tensor dy, Tensor x, Tensor total, Tensor weights, Tensor weight1, Tensor weight2, "
+      "bool wants_input, bool wants_weights) -> (Tensor dx, Tensor dweight1, Tensor dweight2)");
 
   // padding: top, bottom, left, right. y, z and dx keep the memory format of x, z and dz; mean, var and the sums are
   // float32, float64 for float64, and so are the coefficients c0, c1, c2, which stand for 1, 0, 0 where absent.

@@ -19,6 +19,7 @@ import mixer_kernels.functional as MF
 from mixer_kernels import reference as reference_layers
 from mixer_kernels.ops.split_attention.op import IMPLEMENTATIONS
 
+OPS = torch.ops.mixer_kernels
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # (B, H, W, C, D)
 SIZES = (
@@ -80,11 +81,6 @@ def assert_accurate(backend: str, make_inputs: Callable[[], Tensors], arrange: A
     accuracy.assert_accurate(op(backend), op("reference"), make_inputs, arrange, few=1024)
 
 
-def kernel_op(backend: str, name: str) -> torch._ops.OpOverload:
-    middle = "triton_" if backend == "triton" else ""
-    return getattr(torch.ops.mixer_kernels, f"split_attention_{middle}{name}").default
-
-
 @pytest.mark.parametrize("sizes", [(2, 4, 3, 9, 5), (1, 1, 4, 3, 3), (2, 3, 1, 8, 2)], ids=str)
 def test_reference_is_the_definition(sizes):
     inputs = draw(sizes, torch.float64)
@@ -144,22 +140,26 @@ def test_every_instruction_set(dtype, isa):
 def test_long_sums_are_exact(device, backend, dtype):
     # Ones add up to an integer that float32 holds, and low precision does until it is cast.
     x = torch.ones(1, 200, 96, 15, device=device, dtype=dtype)
-    assert torch.equal(IMPLEMENTATIONS[backend].sums(x), torch.full((1, 5), 3.0 * 200 * 96, device=device))
-    dy = x[..., :5] * 2
-    expected = torch.full((1, 3, 5), 2.0 * 200 * 96, device=device)
-    assert torch.equal(IMPLEMENTATIONS[backend].backward_weights(dy, x), expected)
+    _, total, _ = IMPLEMENTATIONS[backend].forward(x, x.new_zeros(4, 5), x.new_zeros(15, 4))
+    assert torch.equal(total, torch.full((1, 5), 3.0 * 200 * 96, device=device))
 
 
 def test_long_sums_lose_no_digits(device, backend):
-    # One chain of float32 sums would be off by some 1e-6.
-    x = 1 + 0.1 * torch.randn(1, 96, 96, 12, device=device)
+    # One chain of float32 sums would be off by some 1e-6. The branches differ, lest the softmax's gradient cancel.
+    _, weight1, weight2 = draw((1, 96, 96, 4, 3), torch.float32, device)
+    means = torch.tensor((1.0, 10.0, -2.0)).repeat_interleave(4)
+    x = (means + 0.1 * torch.randn(1, 96, 96, 12)).to(device)
     dy = 1 + 0.1 * torch.randn(1, 96, 96, 4, device=device)
-    kernels = IMPLEMENTATIONS[backend]
+    _, total, _ = IMPLEMENTATIONS[backend].forward(x, weight1, weight2)
     pieces = zip(x.double().chunk(3, -1), (MF.SHIFT_1, MF.SHIFT_2, None), strict=True)
     branches = torch.stack([x if names is None else MF.spatial_shift(x, names) for x, names in pieces], 1)
-    torch.testing.assert_close(kernels.sums(x).double(), branches.sum((1, 2, 3)), rtol=2e-7, atol=0)
-    exact = (dy[:, None] * branches).sum((2, 3))
-    torch.testing.assert_close(kernels.backward_weights(dy, x).double(), exact, rtol=2e-7, atol=0)
+    torch.testing.assert_close(total.double(), branches.sum((1, 2, 3)), rtol=2e-7, atol=0)
+    # Every branch has a third of the weight, and the hidden layer is the sums.
+    inputs = x, torch.eye(4, device=device), x.new_zeros(12, 4)
+    *_, dweight2 = with_gradients(op(backend), inputs, dy)
+    dweights = (dy[:, None] * branches).sum((2, 3))
+    exact = ((dweights - dweights.mean(1, keepdim=True)) / 3).view(12, 1) * branches.sum((1, 2, 3))
+    torch.testing.assert_close(dweight2.double(), exact, rtol=5e-7, atol=0)
 
 
 def test_a_softmax_that_picks_one_branch(device, backend):
@@ -202,16 +202,14 @@ def test_the_same_bits_every_time(device, backend, dtype):
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def test_the_same_sums_on_any_number_of_threads():
+def test_the_same_bits_on_any_number_of_threads():
     pytest.importorskip("mixer_kernels._C")
-    x, *matrices = draw((3, 32, 32, 100, 25), torch.float32)
+    inputs, threads, found = draw((3, 32, 32, 100, 25), torch.float32), torch.get_num_threads(), []
     dy = torch.randn(3, 32, 32, 100)
-    kernels, threads, found = IMPLEMENTATIONS["native"], torch.get_num_threads(), []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            total, weights = kernels.gate(x, *matrices)
-            found.append((total, weights, *kernels.backward_gate(dy, x, total, weights, *matrices)))
+            found.append(with_gradients(op("native"), inputs, dy))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(others, found[0], strict=True))
@@ -256,14 +254,23 @@ def test_opcheck(device, backend, layout, dtype):
     arrange = MAP_LAYOUTS.get(layout, as_it_is)
     x, *matrices = draw((2, 5, 4, 10, 4), dtype, device)
     dy = arrange(torch.randn(2, 5, 4, 10, device=device, dtype=dtype))
-    weights, da = torch.rand(2, 3, 10, device=device), torch.randn(2, 10, device=device)
-    opcheck(kernel_op(backend, "sums"), (arrange(x),))
-    opcheck(kernel_op(backend, "combine"), (arrange(x), weights))
-    if backend == "native":
-        opcheck(kernel_op(backend, "gate"), (arrange(x), *matrices))
-        opcheck(kernel_op(backend, "bwd_gate"), (dy, arrange(x), da, weights, *matrices))
-    opcheck(kernel_op(backend, "bwd_weights"), (dy, arrange(x)))
-    opcheck(kernel_op(backend, "bwd_features"), (dy, weights, da))
+    weights, total = torch.rand(2, 3, 10, device=device), torch.randn(2, 10, device=device)
+    if backend == "triton":
+        opcheck_triton_passes(arrange(x), dy, weights, total)
+    else:
+        opcheck(OPS.split_attention_fwd.default, (arrange(x), *matrices))
+        for wants in ((True, True), (True, False), (False, True)):
+            opcheck(OPS.split_attention_bwd.default, (dy, arrange(x), total, weights, *matrices, *wants))
+
+
+def opcheck_triton_passes(x: torch.Tensor, dy: torch.Tensor, weights: torch.Tensor, da: torch.Tensor) -> None:
+    for name, arguments in {
+        "sums": (x,),
+        "combine": (x, weights),
+        "bwd_weights": (dy, x),
+        "bwd_features": (dy, weights, da),
+    }.items():
+        opcheck(getattr(OPS, f"split_attention_triton_{name}").default, arguments)
 
 
 @pytest.mark.parametrize(("compiler", "dynamic"), [("inductor", False), ("aot_eager", True)])
@@ -293,7 +300,7 @@ def test_use_backend_reaches_compiled_code():
     compiled(*inputs)
     with mixer_kernels.use_backend("reference"):
         compiled(*inputs)
-    assert ["mixer_kernels.split_attention_combine" in graph for graph in graphs] == [True, False]
+    assert ["mixer_kernels.split_attention_fwd" in graph for graph in graphs] == [True, False]
 
 
 def test_autocast(device, backend):
@@ -382,35 +389,28 @@ def test_bad_arguments(device):
 def test_the_ops_check_what_protects_memory():
     pytest.importorskip("mixer_kernels._C")
     x, *matrices = draw((2, 5, 4, 6, 5), torch.float32)
-    dy, weights, da = torch.zeros(2, 5, 4, 6), torch.zeros(2, 3, 6), torch.zeros(2, 6)
-    good = {
-        "sums": (x,),
-        "combine": (x, weights),
-        "bwd_weights": (dy, x),
-        "bwd_gate": (dy, x, da, weights, *matrices),
-        "bwd_features": (dy, weights, da),
+    dy, weights, total = torch.zeros(2, 5, 4, 6), torch.zeros(2, 3, 6), torch.zeros(2, 6)
+    forward, backward = OPS.split_attention_fwd, OPS.split_attention_bwd
+    calls = {
+        forward: ((x, *matrices), ()),
+        backward: ((dy, x, total, weights, *matrices), (True, True)),
     }
-    for name, arguments in good.items():
-        run = kernel_op("native", name)
-        run(*arguments)
+    for run, (arguments, wants) in calls.items():
+        run(*arguments, *wants)
         for position, argument in enumerate(arguments):
-            before, after = arguments[:position], arguments[position + 1 :]
+            before, after = arguments[:position], (*arguments[position + 1 :], *wants)
             with pytest.raises(ValueError, match=r"split_attention: .* must have"):
                 run(*before, argument[0], *after)
-            if len(arguments) > 1:
-                with pytest.raises(ValueError, match=r"split_attention: .* must have shape"):
-                    run(*before, argument[:1], *after)
-                with pytest.raises(TypeError, match=r"split_attention: .* must have dtype"):
-                    run(*before, argument.double(), *after)
-    gate = kernel_op("native", "gate")
+            with pytest.raises(ValueError, match=r"split_attention: .* must have shape"):
+                run(*before, argument[..., :15] if argument is x else argument[:1], *after)
+            with pytest.raises(TypeError, match=r"split_attention: .* must have dtype"):
+                run(*before, argument.double(), *after)
     weight1, weight2 = matrices
     with pytest.raises(ValueError, match=r"split_attention: weight1 must have shape \[5, 6\]"):
-        gate(x, weight1[:, 1:], weight2)
+        forward(x, weight1[:, 1:], weight2)
     with pytest.raises(ValueError, match=r"split_attention: weight2 must have shape \[18, 5\]"):
-        gate(x, weight1, weight2[1:])
-    with pytest.raises(TypeError, match=r"split_attention: weight2 must have dtype"):
-        gate(x, weight1, weight2.double())
-    for name in ("sums", "combine", "bwd_weights", "bwd_gate"):
-        arguments = [value[..., :17] if value is x else value for value in good[name]]
+        forward(x, weight1, weight2[1:])
+    for run, arguments in ((forward, (x, *matrices)), (backward, (dy, x, total, weights, *matrices, True, True))):
+        narrow = [value[..., :17] if value is x else value for value in arguments]
         with pytest.raises(ValueError, match="x must have channels in a multiple of 3, got shape"):
-            kernel_op("native", name)(*arguments)
+            run(*narrow)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accuracy import MAP_LAYOUTS, Arrange, Tensors, as_it_is, in_float64, with_gradients
 from citizenship import assert_compiles
-from test_split_attention import assert_accurate, by_the_definition, draw, kernel_op, op
+from test_split_attention import assert_accurate, by_the_definition, draw, op, opcheck_triton_passes
 from triton_tests import DEVICE, DTYPES
 
 from mixer_kernels.ops import _triton_linear
@@ -207,13 +207,7 @@ def test_opcheck(layout, batch):
     x, *_ = inputs_of((batch, 3, 4, 4, 4))
     dy = arrange(torch.randn_like(x[..., :4]))
     weights, da = torch.rand(batch, 3, 4, device=DEVICE), torch.randn(batch, 4, device=DEVICE)
-    for name, arguments in {
-        "sums": (arrange(x),),
-        "combine": (arrange(x), weights),
-        "bwd_weights": (dy, arrange(x)),
-        "bwd_features": (dy, weights, da),
-    }.items():
-        torch.library.opcheck(kernel_op("triton", name), arguments)
+    opcheck_triton_passes(arrange(x), dy, weights, da)
 
 
 def test_compile_whole_graph():

@@ -56,22 +56,16 @@ struct SplitGateFactors {
 };
 
 // Bytes of device memory that they want besides.
-int64_t split_attention_sums_workspace(const SplitAttentionShape& shape);
-int64_t split_attention_bwd_weights_workspace(const SplitAttentionShape& shape);
 int64_t split_attention_gate_workspace(const SplitAttentionShape& shape, int64_t hidden_size);
 int64_t split_attention_bwd_gate_workspace(const SplitAttentionShape& shape, int64_t hidden_size);
 
 // What is not a view is contiguous; the matrices and the sums behind them begin at multiples of 16 bytes. The caller
 // checks for launch errors.
-void split_attention_sums_cuda(const SplitAttentionShape& shape, const FeatureView& x, float* a, void* workspace,
-                               cudaStream_t stream);
 void split_attention_gate_cuda(const SplitAttentionShape& shape, int64_t hidden_size, const FeatureView& x,
                                const void* weight1, const void* weight2, float* total, float* weights, void* workspace,
                                cudaStream_t stream);
 void split_attention_combine_cuda(const SplitAttentionShape& shape, const FeatureView& x, const float* weights, void* y,
                                   cudaStream_t stream);
-void split_attention_bwd_weights_cuda(const SplitAttentionShape& shape, const FeatureView& dy, const FeatureView& x,
-                                      float* dweights, void* workspace, cudaStream_t stream);
 void split_attention_bwd_gate_cuda(const SplitAttentionShape& shape, int64_t hidden_size, const FeatureView& dy,
                                    const FeatureView& x, const SplitGateArguments& arguments, float* da,
                                    const SplitGateFactors& factors, void* workspace, cudaStream_t stream);

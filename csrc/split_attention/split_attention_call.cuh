@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "common/plan.h"
-#include "common/sum_terms.cuh"
 #include "common/vector_dispatch.cuh"
 #include "split_attention/split_attention_kernels.cuh"
 #include "split_attention/split_gate.cuh"
@@ -56,12 +55,10 @@ class SplitSumsCall {
 
   int parts() const { return parts_; }
   int64_t terms() const { return parts_ * sums(); }
-  // One part needs no further sum.
-  int64_t workspace_bytes() const { return parts_ == 1 ? 0 : terms() * static_cast<int64_t>(sizeof(float)); }
 
   // The terms of the sums, [part][image][sum][channel].
   template <typename Launch>
-  void run_terms(const FeatureView& dy, const FeatureView& x, float* terms, const Launch& launch) const {
+  void run(const FeatureView& dy, const FeatureView& x, float* terms, const Launch& launch) const {
     dispatch_vectors(shape_.type, true, channels_of_group(shape_), [&](auto element, auto length) {
       constexpr int kVec = decltype(length)::kVec;
       const SplitPlan plan = plan_split_attention<kVec>(shape_);
@@ -69,16 +66,6 @@ class SplitSumsCall {
       launch(&split_sums_kernel<decltype(element), kVec, kProducts>, blocks_of(shape_, plan), kSplitThreads, 0,
              SplitSums{plan, x, dy, aligned, terms, shape_.batch});
     });
-  }
-
-  template <typename Launch>
-  void run(const FeatureView& dy, const FeatureView& x, float* to, void* workspace, const Launch& launch) const {
-    if (parts_ == 1) return run_terms(dy, x, to, launch);
-    float* const terms = static_cast<float*>(workspace);
-    run_terms(dy, x, terms, launch);
-    SumLaunch sum;
-    sum.add({terms, parts_, sums(), sums(), to, ElementType::kFloat});
-    launch(&sum_terms_kernel<>, sum.all_blocks, kSumThreads, 0, sum);
   }
 
  private:
@@ -110,7 +97,7 @@ class SplitGateCall {
            void* workspace, const Launch& launch) const {
     Workspace memory(workspace);
     const Buffers buffers = take_buffers(memory);
-    sums_.run_terms({}, x, buffers.terms, launch);
+    sums_.run({}, x, buffers.terms, launch);
     dispatch_vectors(
         shape_.type, gate_has_vectors(shape_, hidden_size_), shape_.channels, [&](auto element, auto length) {
           using scalar_t = decltype(element);
@@ -152,7 +139,7 @@ class SplitGateBackwardCall {
            const SplitGateFactors& factors, void* workspace, const Launch& launch) const {
     Workspace memory(workspace);
     const Buffers buffers = take_buffers(memory);
-    sums_.run_terms(dy, x, buffers.terms, launch);
+    sums_.run(dy, x, buffers.terms, launch);
     dispatch_vectors(
         shape_.type, gate_has_vectors(shape_, hidden_size_), shape_.channels, [&](auto element, auto length) {
           using scalar_t = decltype(element);

@@ -60,10 +60,10 @@ struct GateShape {
   int64_t batch, channels, hidden;
 };
 
-// Rows for the images.
+// The perceptron's matrices, (hidden, channels) and (branches * channels, hidden).
 template <typename scalar_t>
-struct GateFactors {
-  scalar_t *own_total, *hidden, *dinner, *dlogits;
+struct GateMatrices {
+  scalar_t *weight1, *weight2;
 };
 
 }  // namespace
@@ -76,74 +76,41 @@ struct GateFactors {
 namespace mixer_kernels {
 namespace {
 
+constexpr auto kOp = "split_attention";
+
 struct CpuKernels {
-  static void sums(const at::Tensor& x, const at::Tensor& a) {
-    dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
-      using scalar_t = typename decltype(tag)::type;
-      select_isa(&baseline::sum_branches<scalar_t>, &avx2::sum_branches<scalar_t>, &avx512::sum_branches<scalar_t>)(
-          FeatureShape(x, a.size(1)), FeatureMap<const scalar_t>(x), elements_of<acc_of<scalar_t>>(a));
-    });
-  }
-
-  static void gate(const at::Tensor& x, const at::Tensor& weight1, const at::Tensor& weight2, const at::Tensor& total,
-                   const at::Tensor& weights) {
-    sums(x, total);
-    dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
+  static void forward(const at::Tensor& x, const at::Tensor& weight1, const at::Tensor& weight2, const at::Tensor& y,
+                      const at::Tensor& total, const at::Tensor& weights) {
+    dispatch_floating(x.scalar_type(), kOp, [&](auto tag) {
       using scalar_t = typename decltype(tag)::type;
       using acc_t = acc_of<scalar_t>;
-      select_isa(&baseline::weigh_branches<scalar_t>, &avx2::weigh_branches<scalar_t>,
-                 &avx512::weigh_branches<scalar_t>, &avx512_bf16::weigh_branches<scalar_t>)(
-          {x.size(0), total.size(1), weight1.size(0)}, elements_of<const acc_t>(total),
-          elements_of<const scalar_t>(weight1), elements_of<const scalar_t>(weight2), elements_of<acc_t>(weights));
+      select_isa(&baseline::attend<scalar_t>, &avx2::attend<scalar_t>, &avx512::attend<scalar_t>,
+                 &avx512_bf16::attend<scalar_t>)(
+          FeatureShape(y, y.size(3)), weight1.size(0), FeatureMap<const scalar_t>(x),
+          {elements_of<const scalar_t>(weight1), elements_of<const scalar_t>(weight2)}, FeatureMap<scalar_t>(y),
+          elements_of<acc_t>(total), elements_of<acc_t>(weights));
     });
   }
 
-  static void combine(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& y) {
-    dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
-      using scalar_t = typename decltype(tag)::type;
-      select_isa(&baseline::combine_branches<scalar_t>, &avx2::combine_branches<scalar_t>,
-                 &avx512::combine_branches<scalar_t>, &avx512_bf16::combine_branches<scalar_t>)(
-          FeatureShape(y, y.size(3)), FeatureMap<const scalar_t>(x), elements_of<const acc_of<scalar_t>>(weights),
-          FeatureMap<scalar_t>(y));
-    });
-  }
-
-  static void backward_weights(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& dweights) {
-    dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
-      using scalar_t = typename decltype(tag)::type;
-      select_isa(&baseline::sum_products<scalar_t>, &avx2::sum_products<scalar_t>, &avx512::sum_products<scalar_t>)(
-          FeatureShape(dy, dy.size(3)), FeatureMap<const scalar_t>(dy), FeatureMap<const scalar_t>(x),
-          elements_of<acc_of<scalar_t>>(dweights));
-    });
-  }
-
-  static void backward_gate(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& total,
-                            const at::Tensor& weights, const at::Tensor& weight1, const at::Tensor& weight2,
-                            const GateGradient& to) {
-    const at::Tensor dweights = at::empty_like(weights);
-    backward_weights(dy, x, dweights);
-    dispatch_floating(x.scalar_type(), "split_attention", [&](auto tag) {
+  static void backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& total, const at::Tensor& weights,
+                       const at::Tensor& weight1, const at::Tensor& weight2, const SplitGradients& to) {
+    dispatch_floating(x.scalar_type(), kOp, [&](auto tag) {
       using scalar_t = typename decltype(tag)::type;
       using acc_t = acc_of<scalar_t>;
-      select_isa(&baseline::weigh_branches_backward<scalar_t>, &avx2::weigh_branches_backward<scalar_t>,
-                 &avx512::weigh_branches_backward<scalar_t>, &avx512_bf16::weigh_branches_backward<scalar_t>)(
-          {x.size(0), total.size(1), weight1.size(0)}, elements_of<const acc_t>(dweights),
-          elements_of<const acc_t>(total), elements_of<const acc_t>(weights), elements_of<const scalar_t>(weight1),
-          elements_of<const scalar_t>(weight2), elements_of<acc_t>(to.da),
-          {elements_of<scalar_t>(to.own_total), elements_of<scalar_t>(to.hidden), elements_of<scalar_t>(to.dinner),
-           elements_of<scalar_t>(to.dlogits)});
-    });
-  }
-
-  static void backward_features(const at::Tensor& dy, const at::Tensor& weights, const at::Tensor& da,
-                                const at::Tensor& dx) {
-    dispatch_floating(dy.scalar_type(), "split_attention", [&](auto tag) {
-      using scalar_t = typename decltype(tag)::type;
-      using acc_t = acc_of<scalar_t>;
+      const FeatureShape shape(dy, dy.size(3));
+      const FeatureMap<const scalar_t> gradient(dy);
+      const Scratch<acc_t> da(total.numel());
+      GateMatrices<scalar_t> products{};
+      if (to.wants_weights) products = {elements_of<scalar_t>(to.dweight1), elements_of<scalar_t>(to.dweight2)};
+      select_isa(&baseline::gate_backward<scalar_t>, &avx2::gate_backward<scalar_t>, &avx512::gate_backward<scalar_t>,
+                 &avx512_bf16::gate_backward<scalar_t>)(
+          shape, weight1.size(0), gradient, FeatureMap<const scalar_t>(x), elements_of<const acc_t>(total),
+          elements_of<const acc_t>(weights),
+          {elements_of<const scalar_t>(weight1), elements_of<const scalar_t>(weight2)}, da.get(), products);
+      if (!to.wants_input) return;
       select_isa(&baseline::spread_gradient<scalar_t>, &avx2::spread_gradient<scalar_t>,
                  &avx512::spread_gradient<scalar_t>, &avx512_bf16::spread_gradient<scalar_t>)(
-          FeatureShape(dy, dy.size(3)), FeatureMap<const scalar_t>(dy), elements_of<const acc_t>(weights),
-          elements_of<const acc_t>(da), FeatureMap<scalar_t>(dx));
+          shape, gradient, elements_of<const acc_t>(weights), da.get(), FeatureMap<scalar_t>(to.dx));
     });
   }
 };

@@ -1,4 +1,7 @@
 // Binds the CUDA launchers of the shifted split attention to its ops.
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -48,69 +51,59 @@ int64_t hidden_size_of(const at::Tensor& weight2) {
 }
 
 struct CudaKernels {
-  static void sums(const at::Tensor& x, const at::Tensor& a) {
+  static void forward(const at::Tensor& x, const at::Tensor& weight1, const at::Tensor& weight2, const at::Tensor& y,
+                      const at::Tensor& total, const at::Tensor& weights) {
     const c10::cuda::CUDAGuard guard(x.device());
-    const SplitAttentionShape shape = shape_of(x, a.size(1));
-    const at::Tensor workspace = empty_workspace(x, split_attention_sums_workspace(shape));
-    split_attention_sums_cuda(shape, view_of_map(x), a.mutable_data_ptr<float>(), workspace.mutable_data_ptr(),
-                              c10::cuda::getCurrentCUDAStream());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
-  static void gate(const at::Tensor& x, const at::Tensor& weight1, const at::Tensor& weight2, const at::Tensor& total,
-                   const at::Tensor& weights) {
-    const c10::cuda::CUDAGuard guard(x.device());
-    const SplitAttentionShape shape = shape_of(x, total.size(1));
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+    const SplitAttentionShape shape = shape_of(x, y.size(3));
     const int64_t hidden_size = hidden_size_of(weight2);
     const at::Tensor matrix1 = aligned(weight1), matrix2 = aligned(weight2);
     const at::Tensor workspace = empty_workspace(x, split_attention_gate_workspace(shape, hidden_size));
     split_attention_gate_cuda(shape, hidden_size, view_of_map(x), matrix1.const_data_ptr(), matrix2.const_data_ptr(),
                               total.mutable_data_ptr<float>(), weights.mutable_data_ptr<float>(),
-                              workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
+                              workspace.mutable_data_ptr(), stream);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    split_attention_combine_cuda(shape, view_of_map(x), weights.const_data_ptr<float>(), y.mutable_data_ptr(), stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  static void combine(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& y) {
+  static void backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& total, const at::Tensor& weights,
+                       const at::Tensor& weight1, const at::Tensor& weight2, const SplitGradients& to) {
     const c10::cuda::CUDAGuard guard(x.device());
-    split_attention_combine_cuda(shape_of(x, y.size(3)), view_of_map(x), weights.const_data_ptr<float>(),
-                                 y.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
-  static void backward_weights(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& dweights) {
-    const c10::cuda::CUDAGuard guard(x.device());
-    const SplitAttentionShape shape = shape_of(x, dy.size(3));
-    const at::Tensor workspace = empty_workspace(x, split_attention_bwd_weights_workspace(shape));
-    split_attention_bwd_weights_cuda(shape, view_of_map(dy), view_of_map(x), dweights.mutable_data_ptr<float>(),
-                                     workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
-  static void backward_gate(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& total,
-                            const at::Tensor& weights, const at::Tensor& weight1, const at::Tensor& weight2,
-                            const GateGradient& to) {
-    const c10::cuda::CUDAGuard guard(x.device());
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     const SplitAttentionShape shape = shape_of(x, dy.size(3));
     const int64_t hidden_size = hidden_size_of(weight2);
     const at::Tensor sums = aligned(total), matrix1 = aligned(weight1), matrix2 = aligned(weight2);
     const at::Tensor workspace = empty_workspace(x, split_attention_bwd_gate_workspace(shape, hidden_size));
+    const at::Tensor da = at::empty_like(total);
+    const auto factor = [&](int64_t columns) { return at::empty({shape.batch, columns}, x.options()); };
+    const at::Tensor own_total = factor(shape.channels), hidden = factor(hidden_size), dinner = factor(hidden_size);
+    const at::Tensor dlogits = factor(kBranches * shape.channels);
     split_attention_bwd_gate_cuda(shape, hidden_size, view_of_map(dy), view_of_map(x),
                                   {sums.const_data_ptr<float>(), weights.const_data_ptr<float>(),
                                    matrix1.const_data_ptr(), matrix2.const_data_ptr()},
-                                  to.da.mutable_data_ptr<float>(),
-                                  {to.own_total.mutable_data_ptr(), to.hidden.mutable_data_ptr(),
-                                   to.dinner.mutable_data_ptr(), to.dlogits.mutable_data_ptr()},
-                                  workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
+                                  da.mutable_data_ptr<float>(),
+                                  {own_total.mutable_data_ptr(), hidden.mutable_data_ptr(), dinner.mutable_data_ptr(),
+                                   dlogits.mutable_data_ptr()},
+                                  workspace.mutable_data_ptr(), stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
+    if (to.wants_input) {
+      split_attention_bwd_features_cuda(shape, view_of_map(dy), weights.const_data_ptr<float>(),
+                                        da.const_data_ptr<float>(), to.dx.mutable_data_ptr(), stream);
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+    if (to.wants_weights) {
+      multiply(to.dweight1, dinner, own_total);
+      multiply(to.dweight2, dlogits, hidden);
+    }
   }
 
-  static void backward_features(const at::Tensor& dy, const at::Tensor& weights, const at::Tensor& da,
-                                const at::Tensor& dx) {
-    const c10::cuda::CUDAGuard guard(dy.device());
-    split_attention_bwd_features_cuda(shape_of(dy, dy.size(3)), view_of_map(dy), weights.const_data_ptr<float>(),
-                                      da.const_data_ptr<float>(), dx.mutable_data_ptr(),
-                                      c10::cuda::getCurrentCUDAStream());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+ private:
+  // to = left^T @ right.
+  static void multiply(at::Tensor to, const at::Tensor& left, const at::Tensor& right) {
+    // Autocast would cast them, were it on.
+    const c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
+    at::mm_out(to, left.t(), right);
   }
 };
 

@@ -3,25 +3,12 @@
 
 namespace mixer_kernels {
 
-int64_t split_attention_sums_workspace(const SplitAttentionShape& shape) {
-  return SplitSumsCall<false>(shape).workspace_bytes();
-}
-
-int64_t split_attention_bwd_weights_workspace(const SplitAttentionShape& shape) {
-  return SplitSumsCall<true>(shape).workspace_bytes();
-}
-
 int64_t split_attention_gate_workspace(const SplitAttentionShape& shape, int64_t hidden_size) {
   return SplitGateCall(shape, hidden_size).workspace_bytes();
 }
 
 int64_t split_attention_bwd_gate_workspace(const SplitAttentionShape& shape, int64_t hidden_size) {
   return SplitGateBackwardCall(shape, hidden_size).workspace_bytes();
-}
-
-void split_attention_sums_cuda(const SplitAttentionShape& shape, const FeatureView& x, float* a, void* workspace,
-                               cudaStream_t stream) {
-  SplitSumsCall<false>(shape).run({}, x, a, workspace, StreamLaunch{stream});
 }
 
 void split_attention_gate_cuda(const SplitAttentionShape& shape, int64_t hidden_size, const FeatureView& x,
@@ -33,11 +20,6 @@ void split_attention_gate_cuda(const SplitAttentionShape& shape, int64_t hidden_
 void split_attention_combine_cuda(const SplitAttentionShape& shape, const FeatureView& x, const float* weights, void* y,
                                   cudaStream_t stream) {
   run_split_combine(shape, x, weights, y, StreamLaunch{stream});
-}
-
-void split_attention_bwd_weights_cuda(const SplitAttentionShape& shape, const FeatureView& dy, const FeatureView& x,
-                                      float* dweights, void* workspace, cudaStream_t stream) {
-  SplitSumsCall<true>(shape).run(dy, x, dweights, workspace, StreamLaunch{stream});
 }
 
 void split_attention_bwd_gate_cuda(const SplitAttentionShape& shape, int64_t hidden_size, const FeatureView& dy,

@@ -193,6 +193,28 @@ void sum_products(const FeatureShape& shape, const FeatureMap<const scalar_t>& d
   });
 }
 
+// All of the forward pass: the sums, the weights that follow from them, y.
+template <typename scalar_t>
+void attend(const FeatureShape& shape, int64_t hidden, const FeatureMap<const scalar_t>& x,
+            const GateMatrices<const scalar_t>& matrices, const FeatureMap<scalar_t>& y, acc_type<scalar_t>* total,
+            acc_type<scalar_t>* weights) {
+  sum_branches(shape, x, total);
+  weigh_branches({shape.batch, shape.channels, hidden}, total, matrices, weights);
+  combine_branches(shape, x, weights, y);
+}
+
+// From dy to da, the gradient of the sums, and those of the matrices unless they are null.
+template <typename scalar_t>
+void gate_backward(const FeatureShape& shape, int64_t hidden, const FeatureMap<const scalar_t>& dy,
+                   const FeatureMap<const scalar_t>& x, const acc_type<scalar_t>* total,
+                   const acc_type<scalar_t>* weights, const GateMatrices<const scalar_t>& matrices,
+                   acc_type<scalar_t>* da, const GateMatrices<scalar_t>& products) {
+  const Scratch<acc_type<scalar_t>> dweights(shape.batch * kBranches * shape.channels);
+  sum_products(shape, dy, x, dweights.get());
+  weigh_branches_backward({shape.batch, shape.channels, hidden}, dweights.get(), total, weights, matrices, da,
+                          products);
+}
+
 // dx = weights * dy + da for each branch, behind the adjoint of its shift: a pixel gets what went to its neighbour, and
 // on the border it took from itself, its own. Parallel over stretches of rows.
 template <typename scalar_t>

@@ -2,9 +2,9 @@
 //   split_attention_emulated PROBLEMS INPUT OUTPUT
 // Each line of PROBLEMS: element type, sizes B H W C, hidden size, strides of images, rows and columns of x and its
 // offset, the same of dy, the offset of the rest, seed. INPUT holds the elements of x (B, H, W, 3C), dy, weights (B, 3,
-// C) and da (B, C), both in float32, weight1 and weight2 of all problems in row-major order. OUTPUT holds the sums, y,
-// dweights and dx; of the gate the sums and the weights; of its gradient, at those sums and the given weights, da and,
-// in the features' type, total, hidden, dinner and dlogits.
+// C) and da (B, C), both in float32, weight1 and weight2 of all problems in row-major order. OUTPUT holds y, dx, and
+// the products with dy summed over the pixels; of the gate the sums and the weights; of its gradient, at those sums and
+// the given weights, da and, in the features' type, total, hidden, dinner and dlogits.
 #include <sstream>
 #include <string>
 
@@ -94,16 +94,17 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   weight2.read(input);
   if (!input) die("the input is too short", problem);
 
-  const auto sum = [&](const auto& call, float* to) {
-    Memory workspace(call.workspace_bytes());
-    call.run(dy.view(), x.view(), to, workspace.data(), launch);
-  };
-  Dense sums(columns, sizeof(float), offset), dweights(kBranches * columns, sizeof(float), offset);
   Dense y(elements, size, offset), dx(kBranches * elements, size, offset);
-  sum(mixer_kernels::SplitSumsCall<false>(shape), sums.floats());
   mixer_kernels::run_split_combine(shape, x.view(), weights.floats(), y.data(), launch);
-  sum(mixer_kernels::SplitSumsCall<true>(shape), dweights.floats());
   mixer_kernels::run_split_backward_features(shape, dy.view(), weights.floats(), da.floats(), dx.data(), launch);
+  const mixer_kernels::SplitSumsCall<true> products(shape);
+  Dense terms(products.terms(), sizeof(float), 0), dweights(kBranches * columns, sizeof(float), 0);
+  products.run(dy.view(), x.view(), terms.floats(), launch);
+  for (int64_t i = 0; i < kBranches * columns; ++i) {
+    double sum = 0.0;
+    for (int64_t part = 0; part < products.parts(); ++part) sum += terms.floats()[part * kBranches * columns + i];
+    dweights.floats()[i] = static_cast<float>(sum);
+  }
   const mixer_kernels::SplitGateCall gate(shape, hidden_size);
   Memory workspace(gate.workspace_bytes());
   Dense total(columns, sizeof(float), 0), gates(kBranches * columns, sizeof(float), offset);
@@ -116,10 +117,9 @@ void solve(const std::string& problem, std::istream& input, std::ostream& output
   backward_gate.run(dy.view(), x.view(), {total.floats(), weights.floats(), weight1.data(), weight2.data()},
                     from_gate.floats(), {own_total.data(), hidden.data(), dinner.data(), dlogits.data()},
                     backward_workspace.data(), launch);
-  sums.write(output);
   y.write(output);
-  dweights.write(output);
   dx.write(output);
+  dweights.write(output);
   total.write(output);
   gates.write(output);
   from_gate.write(output);

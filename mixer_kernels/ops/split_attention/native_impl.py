@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mixer_kernels.ops import _native
-from mixer_kernels.ops.split_attention import _fake, _gate
+from mixer_kernels.ops.split_attention import _fake
 
 
 def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
@@ -13,47 +13,28 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
     return _native.why_not(device, dtype)
 
 
-def sums(x: torch.Tensor) -> torch.Tensor:
-    """Return the sum over the pixels of all three branches, two of them shifted, (B, C)."""
-    return torch.ops.mixer_kernels.split_attention_sums(x)
+def forward(
+    x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return y (B, H, W, C), the sums over the pixels (B, C), and the weights of the branches (B, 3, C)."""
+    return torch.ops.mixer_kernels.split_attention_fwd(x, weight1, weight2)
 
 
-def gate(x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums and the weights of the branches that follow from them, (B, C) and (B, 3, C)."""
-    return torch.ops.mixer_kernels.split_attention_gate(x, weight1, weight2)
-
-
-def combine(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the branches, two of them shifted, each times its weights: (B, H, W, C)."""
-    return torch.ops.mixer_kernels.split_attention_combine(x, weights)
-
-
-def backward_weights(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return the sum over the pixels of ``dy`` times each branch, two of them shifted: (B, 3, C)."""
-    return torch.ops.mixer_kernels.split_attention_bwd_weights(dy, x)
-
-
-def backward_gate(
+def backward(
     dy: torch.Tensor,
     x: torch.Tensor,
     total: torch.Tensor,
     weights: torch.Tensor,
     weight1: torch.Tensor,
     weight2: torch.Tensor,
-) -> _gate.Gradient:
-    """Return the gradient of the sums, and the factors of the matrices' gradients."""
-    return _gate.Gradient(*torch.ops.mixer_kernels.split_attention_bwd_gate(dy, x, total, weights, weight1, weight2))
-
-
-def backward_features(dy: torch.Tensor, weights: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
-    """Return ``weights * dy + da`` for each branch, behind the adjoint of its shift: (B, H, W, 3C)."""
-    return torch.ops.mixer_kernels.split_attention_bwd_features(dy, weights, da)
+    wants_input: bool,
+    wants_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of x and the two matrices; those that are not wanted are empty."""
+    arguments = dy, x, total, weights, weight1, weight2, wants_input, wants_weights
+    return torch.ops.mixer_kernels.split_attention_bwd(*arguments)
 
 
 if _native.extension is not None:
-    torch.library.register_fake("mixer_kernels::split_attention_sums", _fake.sums)
-    torch.library.register_fake("mixer_kernels::split_attention_gate", _fake.gate)
-    torch.library.register_fake("mixer_kernels::split_attention_bwd_gate", _fake.backward_gate)
-    torch.library.register_fake("mixer_kernels::split_attention_combine", _fake.combine)
-    torch.library.register_fake("mixer_kernels::split_attention_bwd_weights", _fake.backward_weights)
-    torch.library.register_fake("mixer_kernels::split_attention_bwd_features", _fake.backward_features)
+    torch.library.register_fake("mixer_kernels::split_attention_fwd", _fake.forward)
+    torch.library.register_fake("mixer_kernels::split_attention_bwd", _fake.backward)

@@ -24,24 +24,20 @@ class ShiftedSplitAttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor, backend: str) -> torch.Tensor:
         """Map (B, H, W, 3C) to (B, H, W, C)."""
-        kernels = IMPLEMENTATIONS[backend]
-        total, weights = kernels.gate(x, weight1, weight2)
+        y, total, weights = IMPLEMENTATIONS[backend].forward(x, weight1, weight2)
         ctx.save_for_backward(x, weight1, weight2, total, weights)
         ctx.backend = backend
-        return kernels.combine(x, weights)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x``, ``weight1`` and ``weight2``."""
         x, weight1, weight2, total, weights = ctx.saved_tensors
-        kernels = IMPLEMENTATIONS[ctx.backend]
-        wants_x, wants_weight1, wants_weight2, _ = ctx.needs_input_grad
-        gradient = kernels.backward_gate(dy, x, total, weights, weight1, weight2)
-        dx = kernels.backward_features(dy, weights, gradient.da) if wants_x else None
-        dweight1 = gradient.dinner.mT @ gradient.total if wants_weight1 else None
-        dweight2 = gradient.dlogits.mT @ gradient.hidden if wants_weight2 else None
-        return dx, dweight1, dweight2, None
+        wants_x, *wants_weights, _ = ctx.needs_input_grad
+        wants = wants_x, any(wants_weights)
+        gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, x, total, weights, weight1, weight2, *wants)
+        return *_checks.wanted(gradients, ctx.needs_input_grad), None
 
 
 def shifted_split_attention(
@@ -89,9 +85,7 @@ def shifted_split_attention(
         return reference.shifted_split_attention(x, weight1, weight2)
     if _checks.needs_grad(x, weight1, weight2):
         return ShiftedSplitAttentionFunction.apply(x, weight1, weight2, name)
-    kernels = IMPLEMENTATIONS[name]
-    _, weights = kernels.gate(x, weight1, weight2)
-    return kernels.combine(x, weights)
+    return IMPLEMENTATIONS[name].forward(x, weight1, weight2)[0]
 
 
 def why_not(device: torch.device) -> dict[str, str | None]:

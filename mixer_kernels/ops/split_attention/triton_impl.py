@@ -32,12 +32,6 @@ def sums(x: torch.Tensor) -> torch.Tensor:
         return _triton_launch.sums(run, x)
 
 
-def gate(x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums and the weights of the branches that follow from them, (B, C) and (B, 3, C)."""
-    total = sums(x)
-    return total, _gate.weights_of(total, weight1, weight2)
-
-
 @triton_op("split_attention_triton_combine", _fake.combine)
 def combine(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the sum of the branches, two of them shifted, each times its weights: (B, H, W, C)."""
@@ -52,23 +46,35 @@ def backward_weights(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return _triton_launch.backward_weights(run, dy, x)
 
 
-def backward_gate(
+@triton_op("split_attention_triton_bwd_features", _fake.backward_features)
+def backward_features(dy: torch.Tensor, weights: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
+    """Return ``weights * dy + da`` for each branch, behind the adjoint of its shift: (B, H, W, 3C)."""
+    with torch.cuda.device_of(dy):
+        return _triton_launch.backward_features(run, dy, weights, da)
+
+
+def forward(
+    x: torch.Tensor, weight1: torch.Tensor, weight2: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return y (B, H, W, C), the sums over the pixels (B, C), and the weights of the branches (B, 3, C)."""
+    total = sums(x)
+    weights = _gate.weights_of(total, weight1, weight2)
+    return combine(x, weights), total, weights
+
+
+def backward(
     dy: torch.Tensor,
     x: torch.Tensor,
     total: torch.Tensor,
     weights: torch.Tensor,
     weight1: torch.Tensor,
     weight2: torch.Tensor,
-) -> _gate.Gradient:
-    """Return the gradient of the sums, and the factors of the matrices' gradients."""
-    return _gate.gradient_of(backward_weights(dy, x), total, weights, weight1, weight2)
-
-
-@triton_op("split_attention_triton_bwd_features", _fake.backward_features)
-def backward_features(dy: torch.Tensor, weights: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
-    """Return ``weights * dy + da`` for each branch, behind the adjoint of its shift: (B, H, W, 3C)."""
-    with torch.cuda.device_of(dy):
-        return _triton_launch.backward_features(run, dy, weights, da)
+    wants_input: bool,
+    wants_weights: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """Return the gradients of x, if it is wanted, and the two matrices; these cost next to nothing."""
+    da, dweight1, dweight2 = _gate.gradients_of(backward_weights(dy, x), total, weights, weight1, weight2)
+    return backward_features(dy, weights, da) if wants_input else None, dweight1, dweight2
 
 
 # Shape of x, order of its dimensions in memory, and dtypes: a published size, channels that vectors do not divide, and
