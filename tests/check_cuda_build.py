@@ -28,6 +28,7 @@ class Limit(NamedTuple):
     registers: int
     instructions: tuple[str, ...] = ()
     arch: str | None = None  # the only one for which it is more than a name
+    waits: int = 0  # for its wgmma; ptxas adds some where it fears for the registers of a product under way
 
 
 # Products on the tensor cores, in float16, bfloat16 and tf32, fed by asynchronous copies of 16 bytes.
@@ -53,6 +54,7 @@ LIMITS = {
             *("LDSM.16.MT88.4", "STSM.16.MT88.4", "LDS.128", "STG.E.128"),
         ),
         arch="sm_90a",
+        waits=1,
     ),
     # One block of 416 threads: 13 warps, of which one quarter of the processor takes 4.
     "stationary_linear_kernel": Limit(
@@ -66,6 +68,7 @@ LIMITS = {
             *("UBLKCP", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4", "STSM.16.MT88.4", "LDS.128", "STG.E.128"),
         ),
         arch="sm_90a",
+        waits=3,
     ),
     "warpgroup_hidden_kernel": Limit(
         255,
@@ -74,6 +77,7 @@ LIMITS = {
             *("LDSM.16.MT88.4", "STSM.16.MT88.4", "LDS.128", "STG.E.128"),
         ),
         arch="sm_90a",
+        waits=2,
     ),
     "hidden_backward_kernelINS_10TensorTile": Limit(255, (*TRANSPOSED, "STG.E.128")),
     "hidden_backward_kernelINS_7FmaTile": Limit(255, (*FLOAT32, "STG.E.128")),
@@ -208,6 +212,9 @@ def missing_instructions(arch: str, sass: str) -> list[str]:
             bodies[name] += body
         if re.search(r"\b(LDL|STL)\b", body):
             problems.append(f"{arch}: {symbol} reads or writes local memory")
+        waits = body.count("WARPGROUP.DEPBAR")
+        if name is not None and waits not in (0, LIMITS[name].waits):
+            problems.append(f"{arch}: {symbol} waits for products in {waits} places, not {LIMITS[name].waits}")
     for name, limit in LIMITS.items():
         if limit.arch not in (None, arch):
             continue

@@ -125,11 +125,13 @@ __global__ void __launch_bounds__(WarpgroupMlp::kThreads, 1)
     load_normalised(n, rows, arguments, image, channel);
     float y[Mlp::kTokens / 2] = {};
     float z[Mlp::kUnits / 2];
-    uint32_t h[Mlp::kUnits / 16][4];
+    uint32_t h[Mlp::kUnits / 16][4] = {};
 #pragma unroll 1
     for (int chunk = 0; chunk < arguments.weights.chunks; ++chunk) {
       load_bias1(z, arguments.weights, chunk);
       const scalar_t* weight1 = stream.next();
+      wgmma_wait<scalar_t, 0>(y, h);
+      if (chunk > 0) stream.release(2);  // the second weights of the chunk before
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < Mlp::kSteps; ++k) {
@@ -138,7 +140,6 @@ __global__ void __launch_bounds__(WarpgroupMlp::kThreads, 1)
       wgmma_commit();
       stream.refill();
       wgmma_wait<scalar_t, 0>(z);
-      if (chunk > 0) stream.release(2);  // the second weights of the chunk before
       stream.release(1);
 
       activate_units<kActivation, scalar_t>(h, z);
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(WarpgroupMlp::kThreads, 1)
       wgmma_commit();
       stream.refill();
     }
-    wgmma_wait<scalar_t, 0>(y);
+    wgmma_wait<scalar_t, 0>(y, h);
     stream.release(1);
     add_update(rows, y, arguments.weights.bias2);
   });
