@@ -3,7 +3,7 @@
 Environment:
     MIXER_KERNELS_CUDA    auto (default): CUDA kernels if nvcc and a CUDA build of torch are there; 0: never;
                           1: an error if they cannot be built.
-    TORCH_CUDA_ARCH_LIST  as in PyTorch; by default 8.0, 9.0a, 10.0.
+    TORCH_CUDA_ARCH_LIST  as in PyTorch; by default 8.0, 9.0a, 10.0, those that the toolkit knows.
     CUDA_HOME             the toolkit; by default the one that the nvcc on PATH belongs to.
     MAX_JOBS              how many compilers run at once.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0"
+DEFAULT_CUDA_ARCHS = ("8.0", "9.0a", "10.0")
 # -fopenmp is a compile flag only: at::parallel_for is a template, serial without it; linking the runtime as well would
 # bring in a second thread pool beside torch's own.
 # gcc warns of vectors wider than the build's own target in every function that is compiled for another one (psabi), and
@@ -73,6 +73,13 @@ def wants_cuda(torch) -> bool:
     return False
 
 
+def default_cuda_archs() -> str:
+    """Those that this toolkit compiles for: before CUDA 12.8 it has no 10.0."""
+    nvcc = str(Path(os.environ["CUDA_HOME"], "bin", "nvcc"))
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    return ";".join(arch for arch in DEFAULT_CUDA_ARCHS if f"compute_{re.sub('[.a]', '', arch)}" in known)
+
+
 def extension_options() -> dict:
     """The arguments of `setup` that build the extension; none, with one sentence why, where that is not possible."""
     try:
@@ -91,7 +98,7 @@ def extension_options() -> dict:
     macros: list[tuple[str, str]] = []
     if cuda:
         sources += sorted(ROOT.glob("csrc/**/*.cu"))
-        archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+        archs = os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_cuda_archs()
         macros.append(("MIXER_KERNELS_CUDA_ARCHS", f'"{archs}"'))
     extension = (CUDAExtension if cuda else CppExtension)(
         "mixer_kernels._C",

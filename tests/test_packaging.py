@@ -18,12 +18,15 @@ def run_setup(tmp_path: Path, prelude: str = "", **environment: str) -> subproce
     """Run setup.py up to the point where compilers would start."""
     script = (
         "import runpy, sys, setuptools\n"
-        "setuptools.setup = lambda **options: print('extensions:', [e.name for e in options.get('ext_modules', ())])\n"
+        "found = lambda options: options.get('ext_modules', ())\n"
+        "setuptools.setup = lambda **options: print('extensions:', [e.name for e in found(options)],\n"
+        "                                           'macros:', [e.define_macros for e in found(options)])\n"
         f"{prelude}\n"
         "sys.argv = ['setup.py', 'build_ext']\n"
         f"runpy.run_path({str(ROOT / 'setup.py')!r}, run_name='__main__')\n"
     )
-    variables = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "CXX", "MIXER_KERNELS_CUDA")}
+    unset = ("CUDA_HOME", "CXX", "MIXER_KERNELS_CUDA", "TORCH_CUDA_ARCH_LIST")
+    variables = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
@@ -67,6 +70,22 @@ def test_an_unknown_choice_is_an_error(tmp_path):
     result = run_setup(tmp_path, MIXER_KERNELS_CUDA="yes")
     assert result.returncode != 0
     assert "MIXER_KERNELS_CUDA must be auto, 0 or 1, got 'yes'" in result.stderr
+
+
+@pytest.mark.parametrize(("known", "archs"), [("80 90 100 120", "8.0;9.0a;10.0"), ("75 80 90", "8.0;9.0a")])
+def test_the_default_architectures_are_those_that_the_toolkit_knows(tmp_path, known, archs):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\n" + "".join(f"echo compute_{arch}\n" for arch in known.split()))
+    nvcc.chmod(0o755)
+    # CUDAExtension wants a whole toolkit.
+    prelude = (
+        "import torch; torch.version.cuda = '12.6'\n"
+        "from torch.utils import cpp_extension; cpp_extension.CUDAExtension = cpp_extension.CppExtension"
+    )
+    result = run_setup(tmp_path, prelude, CUDA_HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert f"""('MIXER_KERNELS_CUDA_ARCHS', '"{archs}"')""" in result.stdout
 
 
 def test_nvcc_behind_a_wrapper_names_its_own_toolkit(tmp_path):

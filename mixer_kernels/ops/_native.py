@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import re
 from types import ModuleType
 
 import torch
@@ -21,7 +23,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 extension, _error = _load()
-_has_cuda = extension is not None and bool(extension.build_info()["cuda_archs"])
+_cuda_archs: str = extension.build_info()["cuda_archs"] if extension is not None else ""
 
 
 def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
@@ -38,7 +40,34 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
     if device.type == "cuda" and dtype == torch.float64:
         return "there are no native CUDA kernels of this op for float64"
     if device.type == "cuda":
-        if _has_cuda:
-            return None
-        return "the extension was built without CUDA (nvcc and a CUDA build of torch are needed when it is built)"
+        if not _cuda_archs:
+            return "the extension was built without CUDA (nvcc and a CUDA build of torch are needed when it is built)"
+        if not _has_code_for(device):
+            return f"the extension was built for {_cuda_archs}, not for this GPU (set TORCH_CUDA_ARCH_LIST and rebuild)"
+        return None
     return f"there are no native kernels for device {device.type!r}"
+
+
+# torch.compile cannot trace what it asks; the answer is the same for the whole process.
+@torch.compiler.assume_constant_result
+def _has_code_for(device: torch.device) -> bool:
+    # Fake tensors may be on a device that is not there.
+    return not torch.cuda.is_available() or runs_on(_cuda_archs, *torch.cuda.get_device_capability(device))
+
+
+@functools.cache
+def runs_on(archs: str, major: int, minor: int) -> bool:
+    """Return whether code that was compiled for ``archs``, as in TORCH_CUDA_ARCH_LIST, runs on a compute capability."""
+    for arch in re.split(r"[; ]+", archs):
+        match = re.fullmatch(r"(\d+)\.(\d)(a|f)?(\+PTX)?", arch)
+        if match is None:
+            # A name such as Hopper: nobody knows here what torch took it for.
+            return True
+        least, suffix, has_ptx = (int(match[1]), int(match[2])), match[3], match[4] is not None
+        if suffix == "a":
+            runs = (major, minor) == least
+        else:
+            runs = (major == least[0] or (has_ptx and suffix is None)) and (major, minor) >= least
+        if runs:
+            return True
+    return False

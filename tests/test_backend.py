@@ -1,0 +1,42 @@
+"""Which GPUs the compiled extension runs on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mixer_kernels.ops import _native
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "expected"),
+    [
+        ("8.0;9.0a;10.0", (8, 0), True),
+        ("8.0;9.0a;10.0", (8, 9), True),
+        ("8.0;9.0a;10.0", (9, 0), True),
+        ("8.0;9.0a;10.0", (10, 3), True),
+        ("8.0;9.0a;10.0", (12, 0), False),
+        ("8.0;9.0a;10.0", (7, 5), False),
+        ("8.6 9.0", (8, 0), False),
+        ("9.0a", (8, 0), False),
+        ("9.0a+PTX", (10, 0), False),
+        ("10.0f", (10, 3), True),
+        ("10.0f+PTX", (12, 0), False),
+        ("8.0;9.0+PTX", (12, 0), True),
+        ("8.0+PTX", (7, 5), False),
+        ("12.0", (12, 1), True),
+        ("Hopper", (8, 0), True),  # nobody knows
+    ],
+)
+def test_code_runs_on_the_gpus_it_was_compiled_for(archs, capability, expected):
+    assert _native.runs_on(archs, *capability) is expected
+
+
+def test_a_gpu_without_code_is_refused_with_a_reason(monkeypatch):
+    pytest.importorskip("mixer_kernels._C")
+    monkeypatch.setattr(_native, "_cuda_archs", "8.0;9.0a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    assert "was built for 8.0;9.0a, not for this GPU" in str(_native.why_not(torch.device("cuda", 0)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert _native.why_not(torch.device("cuda", 0)) is None
