@@ -252,9 +252,10 @@ def test_gradcheck(absent):
     assert torch.autograd.gradcheck(op("native"), inputs)
 
 
-def test_double_backward_is_refused(device, backend):
+@pytest.mark.parametrize("head", [torch.square, torch.positive], ids=["square", "sum"])
+def test_double_backward_is_refused(device, backend, head):
     inputs = [value.requires_grad_() for value in draw((1, 3, 5), torch.float32, device)]
-    (dx,) = torch.autograd.grad(op(backend)(*inputs).square().sum(), inputs[0], create_graph=True)
+    (dx,) = torch.autograd.grad(head(op(backend)(*inputs)).sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         dx.sum().backward()
 

@@ -1,11 +1,12 @@
-"""Which GPUs the compiled extension runs on."""
+"""Requests for a backend, and which GPUs the compiled extension runs on."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mixer_kernels.ops import _native
+import mixer_kernels
+from mixer_kernels.ops import _backend, _native
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,21 @@ def test_a_gpu_without_code_is_refused_with_a_reason(monkeypatch):
     assert "was built for 8.0;9.0a, not for this GPU" in str(_native.why_not(torch.device("cuda", 0)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     assert _native.why_not(torch.device("cuda", 0)) is None
+
+
+def test_contexts_of_two_threads_may_overlap():
+    first, second = mixer_kernels.use_backend("reference"), mixer_kernels.use_backend("native")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _backend._requested == "native"
+    second.__exit__(None, None, None)
+    assert _backend._requested is None
+
+
+def test_a_context_without_a_name_restores_the_automatic_choice():
+    with mixer_kernels.use_backend("reference"):
+        with mixer_kernels.use_backend(None):
+            assert _backend._requested is None
+        assert _backend._requested == "reference"
+    assert _backend._requested is None

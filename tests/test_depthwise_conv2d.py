@@ -508,9 +508,10 @@ def test_gradcheck(activation):
     assert torch.autograd.gradcheck(run, inputs[:5])
 
 
-def test_double_backward_is_refused(device, backend):
+@pytest.mark.parametrize("head", [torch.square, torch.positive], ids=["square", "sum"])
+def test_double_backward_is_refused(device, backend, head):
     inputs = [value.requires_grad_() for value in draw((1, 3, 5, 6), (3, 3), torch.float32, device)]
-    (dx,) = torch.autograd.grad(op(backend)(*inputs).square().sum(), inputs[0], create_graph=True)
+    (dx,) = torch.autograd.grad(head(op(backend)(*inputs)).sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         dx.sum().backward()
 
@@ -586,6 +587,16 @@ def test_compile_a_layer(device, backend, training):
         # The graph need not sum as eager PyTorch does where cuDNN convolves.
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(layer.state_dict(), eager.state_dict())
+
+
+def test_one_graph_trains_on_images_of_any_size(device, backend):
+    torch._dynamo.reset()
+    layer = mixer_kernels.DepthwiseConv2d(6, 5, backend=backend, device=device)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for height, width in ((9, 8), (7, 12), (16, 5)):
+            x = torch.randn(2, 6, height, width, device=device)
+            torch.testing.assert_close(layer_results(compiled, x), layer_results(layer, x), rtol=1e-4, atol=1e-4)
 
 
 def test_export(device, backend):
@@ -693,9 +704,10 @@ def test_the_training_half_without_parameters_and_of_a_frozen_convolution(device
         torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("channels", [70, 1])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_training_half_of_any_strides(device, backend, layout):
-    x, *parameters = draw((2, 70, 9, 8), (4, 3), torch.float64, device)
+def test_the_training_half_of_any_strides(device, backend, layout, channels):
+    x, *parameters = draw((2, channels, 9, 8), (4, 3), torch.float64, device)
     if backend == "triton" or device == "cuda":
         x, parameters = x.float(), [value.float() for value in parameters]
     # Of a sum, the gradient is one number.

@@ -204,6 +204,13 @@ def test_a_norm_kept_in_float32(device, backend, dtype):
     assert [value.dtype for value in gradients[1:]] == [value.dtype for value in inputs]
 
 
+def test_a_float64_norm_of_float32_parameters():
+    pytest.importorskip("mixer_kernels._C")
+    x, norm_weight, norm_bias, *others = draw((2, 5, 30, 7), torch.float64)
+    inputs = (x, norm_weight.float(), norm_bias.float(), *others)
+    torch.testing.assert_close(mixing("reference")(*inputs), mixing("native")(*inputs), rtol=1e-12, atol=1e-12)
+
+
 def test_autocast(device, backend):
     inputs = draw((2, 49, 96, 33), torch.float32, device)
     assert_accurate_under_autocast(mixing(backend), mixing("reference"), inputs, device)
@@ -292,9 +299,19 @@ def test_gradcheck(form, activation):
     assert torch.autograd.gradcheck(form("native", activation=activation, eps=1e-3), inputs)
 
 
-def test_double_backward_is_refused(device, backend):
+def test_forward_mode_differentiation_is_refused(device, backend):
+    # The tangent would be dropped silently: nothing here requires grad.
+    inputs = draw((1, 3, 5, 4), torch.float32, device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(inputs[0], torch.ones_like(inputs[0]))
+        with pytest.raises(NotImplementedError, match="forward mode AD"):
+            mixing(backend)(dual, *inputs[1:])
+
+
+@pytest.mark.parametrize("head", [torch.square, torch.positive], ids=["square", "sum"])
+def test_double_backward_is_refused(device, backend, head):
     inputs = [value.requires_grad_() for value in draw((1, 3, 5, 4), torch.float32, device)]
-    (dx,) = torch.autograd.grad(mixing(backend)(*inputs).square().sum(), inputs[0], create_graph=True)
+    (dx,) = torch.autograd.grad(head(mixing(backend)(*inputs)).sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         dx.sum().backward()
 

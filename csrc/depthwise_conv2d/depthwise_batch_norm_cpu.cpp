@@ -36,7 +36,7 @@ struct Channels {
 int64_t channels_at_a_time(const at::Tensor& x, bool channels_last) {
   constexpr int64_t kVector = 16, kLines = 64;
   // Narrow strips of pixels are slow to walk over: two halves, whose room and what is kept are less than PyTorch keeps.
-  if (channels_last) return (x.size(1) / 2 + kLines - 1) / kLines * kLines;
+  if (channels_last) return ((x.size(1) + 1) / 2 + kLines - 1) / kLines * kLines;
   // About half of a second-level cache, and some for every thread if that is possible.
   constexpr int64_t kBytes = int64_t{1} << 20;
   const int64_t fitting = kBytes / (x.numel() / x.size(1) * x.element_size());

@@ -22,6 +22,9 @@ BACKENDS = (NATIVE, TRITON, REFERENCE)
 # does not guard on the attributes of a thread-local.
 _requested: str | None = None
 
+# Those of all contexts that are entered, in this order; the last one counts.
+_requests: list[str | None] = []
+
 
 def check_backend(caller: str, backend: str | None) -> None:
     """Raise ValueError unless ``backend`` is None or one of :data:`BACKENDS`."""
@@ -45,11 +48,14 @@ def use_backend(name: str | None) -> Iterator[None]:
     """
     check_backend("use_backend", name)
     global _requested
-    before, _requested = _requested, name
+    _requests.append(name)
+    _requested = name
     try:
         yield
     finally:
-        _requested = before
+        # The last of its name: another thread may have entered a context since, which goes on.
+        del _requests[len(_requests) - 1 - _requests[::-1].index(name)]
+        _requested = _requests[-1] if _requests else None
 
 
 def available_backends(device: torch.device | str | None = None) -> tuple[str, ...]:

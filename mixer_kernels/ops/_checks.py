@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
 
     PyTorch itself says so only after the kernel has run; here the input stays untouched.
     """
-    if needs_grad(value) and not torch.compiler.is_compiling():
+    if value.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         base = value._base
         if value.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
             raise RuntimeError(f"{op}: {name} must not be a leaf that requires grad, nor a view of one, got one")
@@ -114,8 +114,30 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
 
 
 def needs_grad(*values: torch.Tensor | None) -> bool:
-    """Return whether autograd records what is done to a tensor; where it does not, its Function is only overhead."""
+    """Return whether autograd records what is done to a tensor; where it does not, its Function is only overhead.
+
+    Under forward-mode differentiation it always is: the Function refuses, where the op would drop the tangent.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the ``backward`` of a Function that is not linear in its inputs refuse to be differentiated.
+
+    PyTorch's decorator of this name refuses only where ``dy`` requires grad. Behind a plain sum it does not, and the
+    gradient would pass for a constant, though it depends on what the Function has saved.
+    """
+    once = torch.autograd.function.once_differentiable(backward)
+
+    def guarded(ctx: Any, dy: torch.Tensor, *others: torch.Tensor) -> Any:
+        differentiates_again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if differentiates_again and not dy.requires_grad and needs_grad(*ctx.saved_tensors):
+            dy = dy.detach().requires_grad_()
+        return once(ctx, dy, *others)
+
+    return guarded
 
 
 def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:

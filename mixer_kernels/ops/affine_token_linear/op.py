@@ -40,7 +40,7 @@ class AffineTokenLinearFunction(torch.autograd.Function):
         return IMPLEMENTATIONS[backend].forward(x, alpha, beta, weight, bias, layer_scale)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_checks.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
         gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, *ctx.saved_tensors)

@@ -48,7 +48,7 @@ class DepthwiseConvBatchNormFunction(torch.autograd.Function):
         return y, mean, var
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_checks.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor, _mean: Optional, _var: Optional) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
         x, weight, bias, norm_weight, mean, var, z = ctx.saved_tensors

@@ -52,7 +52,7 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         return kernels.epilogue_forward(z, scale, shift, residual, activation)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_checks.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x``, the parameters and ``residual``."""
         x, weight, scale, z = ctx.saved_tensors

@@ -30,7 +30,7 @@ class ShiftedSplitAttentionFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_checks.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x``, ``weight1`` and ``weight2``."""
         x, weight1, weight2, total, weights = ctx.saved_tensors

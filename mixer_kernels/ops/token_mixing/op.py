@@ -45,7 +45,7 @@ class LayerNormTokenLinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_checks.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
         gradients = IMPLEMENTATIONS[ctx.backend].layer_norm_token_linear_backward(
@@ -84,7 +84,7 @@ class TokenMixingFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_checks.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
         gradients = IMPLEMENTATIONS[ctx.backend].token_mixing_backward(dy, *ctx.saved_tensors, ctx.activation)

@@ -18,10 +18,12 @@ def layer_norm_token_linear(
     activation: str | None,
 ) -> torch.Tensor:
     """Return ``act(weight @ LN(x) + bias)``: (B, S, C) to (B, D, C)."""
-    given = [parameter for parameter in (norm_weight, norm_bias) if parameter is not None]
-    # Parameters kept in float32 make it a float32 LayerNorm, as under autocast.
-    norm_dtype = given[0].dtype if given else x.dtype
-    n = F.layer_norm(x.to(norm_dtype), x.shape[-1:], norm_weight, norm_bias, eps).to(x.dtype)
+    # Parameters kept in float32 make it a float32 LayerNorm at least, as under autocast.
+    norm_dtype = x.dtype
+    for parameter in (norm_weight, norm_bias):
+        norm_dtype = norm_dtype if parameter is None else torch.promote_types(norm_dtype, parameter.dtype)
+    weights = (None if parameter is None else parameter.to(norm_dtype) for parameter in (norm_weight, norm_bias))
+    n = F.layer_norm(x.to(norm_dtype), x.shape[-1:], *weights, eps).to(x.dtype)
     return apply_activation(F.linear(n.transpose(1, 2), weight, bias), activation).transpose(1, 2)
 
 
