@@ -223,6 +223,45 @@ def test_reference_layers_that_are_left(change: Callable[[Any], Any], reason: st
     assert re.match(reason, layer.report[0].reason)
 
 
+REFERENCE_LAYERS = {
+    "TokenMixing": lambda: reference.TokenMixing(12, 10),
+    "MixerBlock": lambda: reference.MixerBlock(12, 10),
+    "AffineTokenLinear": lambda: reference.AffineTokenLinear(12, 10),
+    "ResMLPBlock": lambda: reference.ResMLPBlock(12, 10),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "part", "reason"),
+    [
+        ("TokenMixing", "act", nn.SiLU(), "activation act is a SiLU"),
+        ("TokenMixing", "norm", nn.LayerNorm((10, 12), elementwise_affine=False), "norm is over more"),
+        ("TokenMixing", "fc2", nn.Sequential(nn.Linear(6, 10), nn.Tanh()), "fc2 is a torch.nn.modules.container."),
+        ("MixerBlock", "mlp_tokens.act", nn.ReLU(), "activation mlp_tokens.act is a ReLU"),
+        ("MixerBlock", "mlp_tokens.act", nn.GELU("tanh"), "activation mlp_tokens.act is a GELU"),
+        ("MixerBlock", "mlp_tokens.act", nn.Sequential(nn.ReLU(), nn.Dropout()), "activation mlp_tokens.act is a Seq"),
+        ("MixerBlock", "mlp_tokens", nn.Linear(10, 10), "mlp_tokens is a torch.nn.modules.linear.Linear"),
+        ("MixerBlock", "norm1", nn.RMSNorm(12), "norm1 is a torch.nn.modules.normalization.RMSNorm"),
+        ("MixerBlock", "norm1", nn.Identity(), "norm1 is a torch.nn.modules.linear.Identity"),
+        ("AffineTokenLinear", "norm", nn.Identity(), "norm is a torch.nn.modules.linear.Identity"),
+        ("ResMLPBlock", "norm1", nn.LayerNorm(12), "norm1 is a torch.nn.modules.normalization.LayerNorm"),
+        ("ResMLPBlock", "linear_tokens", nn.Sequential(nn.Linear(10, 10)), "linear_tokens is a torch.nn.modules.cont"),
+        # These halves are called as they are.
+        ("MixerBlock", "mlp_channels.act", nn.SiLU(), None),
+        ("ResMLPBlock", "norm2", nn.LayerNorm(12), None),
+    ],
+)  # fmt: skip
+def test_reference_layers_with_other_parts(name: str, path: str, part: nn.Module, reason: str | None) -> None:
+    layer = randomise(with_part(path, lambda _: part)(REFERENCE_LAYERS[name]())).eval()
+    x = torch.randn(2, 10, 12)
+    expected = layer(x)
+    assert mixer_kernels.accelerate(layer) is layer
+    assert type(layer) is getattr(reference if reason else fused_layers, name)
+    torch.testing.assert_close(layer(x), expected)
+    assert (layer.report[0].reason or "").startswith(reason or "")
+    assert (layer.report[0].reason is None) == (reason is None)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import mixer_kernels
 from mixer_kernels import nn as fused_layers
@@ -132,6 +133,100 @@ def test_layers_that_cannot_be_folded_stay():
     assert list(mixer_kernels.fuse(model)) == list(model)
     assert isinstance(model[0], Other)
     assert isinstance(model[1], reference.ResMLPBlock)
+
+
+class Wrapper(nn.Module):
+    """Another forward around a part, whose parameters it shows, as adapters are put into models."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = part
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.base_layer, name)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + x.mean()
+
+
+def subclassed(part: nn.Module) -> nn.Module:
+    cls = type(part)
+    part.__class__ = type("Subclass", (cls,), {"forward": lambda self, x: cls.forward(self, x) + x.mean()})
+    return part
+
+
+def hooked(part: nn.Module) -> nn.Module:
+    part.register_forward_hook(lambda module, inputs, output: output + inputs[0].mean())
+    return part
+
+
+@pytest.mark.parametrize("change", [Wrapper, subclassed, hooked])
+@pytest.mark.parametrize("layers", [reference, fused_layers], ids=["reference", "fused"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "blocks.1.norm1",
+        "blocks.1.linear_tokens",
+        "blocks.1.norm2",
+        "blocks.1.mlp_channels",
+        "blocks.1.mlp_channels.fc1",
+        "blocks.1.mlp_channels.fc2",
+        "class_mlp.0.blocks.0.norm1",
+        "class_mlp.0.blocks.0.linear_tokens",
+        "class_mlp.0.blocks.0.norm2",
+        "class_mlp.0.blocks.0.mlp_channels",
+        "norm",
+        "head",
+        "class_mlp.1.norm",
+        "class_mlp.1.linear",
+    ],
+)
+def test_what_holds_another_part_stays(path, layers, change):
+    model = build(layers, global_pool="class_mlp")
+    model.class_mlp = nn.Sequential(model.class_mlp, randomise(layers.AffineTokenLinear(24, 1)))
+    part = change(model.get_submodule(path))
+    model.set_submodule(path, part)
+    model.eval()
+    folded = mixer_kernels.fuse(copy.deepcopy(model))
+    assert type(folded.get_submodule(path)) is type(part)
+    # The others do not.
+    assert type(folded.blocks[0]).__name__ == "FoldedResMLPBlock"
+    assert largest_difference(model, folded, torch.randn(2, 3, 32, 32, dtype=torch.float64)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("drop_path", nn.Tanh()),
+        ("mlp_channels.drop2", nn.Tanh()),
+        ("head_drop", nn.Tanh()),
+    ],
+)
+def test_other_layers_in_the_way_of_a_factor_in_timm_models(path, part):
+    timm_mixer = pytest.importorskip("timm.models.mlp_mixer")
+    model = randomise(
+        timm_mixer.MlpMixer(**SIZES, mlp_ratio=4, block_layer=timm_mixer.ResBlock, norm_layer=timm_mixer.Affine)
+    )
+    owner = model if path == "head_drop" else model.blocks[1]
+    owner.set_submodule(path, part.eval())
+    folded = mixer_kernels.fuse(copy.deepcopy(model))
+    assert largest_difference(model, folded, torch.randn(2, 3, 32, 32, dtype=torch.float64)) < 1e-12
+
+
+@pytest.mark.parametrize("layers", [reference, fused_layers], ids=["reference", "fused"])
+@pytest.mark.parametrize(
+    "path", ["blocks.1.linear_tokens", "blocks.1.mlp_channels.fc1", "class_mlp.blocks.0.linear_tokens", "head"]
+)
+def test_parametrized_weights_are_folded(path, layers):
+    model = build(layers, global_pool="class_mlp")
+    parametrizations.weight_norm(model.get_submodule(path))
+    model = randomise(model)
+    folded = mixer_kernels.fuse(copy.deepcopy(model))
+    assert not any(map(is_scale_or_offset, folded.modules()))
+    assert largest_difference(model, folded, torch.randn(2, 3, 32, 32, dtype=torch.float64)) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["mixer_s32_224", "convmixer_768_32"])

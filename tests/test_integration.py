@@ -1,12 +1,13 @@
-"""The layers inside PyTorch's larger machinery: ahead-of-time compilation, data-parallel and sharded training.
+"""The layers inside PyTorch's larger machinery: compilation, data-parallel and sharded training, adapters, hooks.
 
-Everything runs in processes of its own with one thread each: compilers and process groups leave state behind.
+Compilation ahead of time and process groups leave state behind: they run in processes of their own, with one thread.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations
 
 import mixer_kernels
+from mixer_kernels import reference
 from mixer_kernels.ops._triton_op import triton_op
 
 # name -> (how to build the layer, shape of its input without the batch). A layer that gets a kernel needs one line.
@@ -184,3 +187,214 @@ def test_dynamo_leaves_the_launches_alone() -> None:
     x = torch.zeros(3)
     assert (torch.compile(given_up, backend="eager")(x) == 1).all()
     assert seen == [False]
+
+
+class Adapter(nn.Module):
+    """What is put around a layer of a model to fine-tune it, and shows the layer's attributes."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = part
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.base_layer, name)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return 2 * self.base_layer(*inputs)
+
+
+def adapted(owner: nn.Module, path: str) -> None:
+    owner.set_submodule(path, Adapter(owner.get_submodule(path)))
+
+
+def subclassed(owner: nn.Module, path: str) -> None:
+    part = owner.get_submodule(path)
+    cls = type(part)
+    part.__class__ = type("Subclass", (cls,), {"forward": lambda self, x: 2 * cls.forward(self, x)})
+
+
+def patched(owner: nn.Module, path: str) -> None:
+    part = owner.get_submodule(path)
+    part.forward = lambda x: 2 * type(part).forward(part, x)
+
+
+def hooked(owner: nn.Module, path: str) -> None:
+    owner.get_submodule(path).register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def hooked_before(owner: nn.Module, path: str) -> None:
+    owner.get_submodule(path).register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+
+
+def hooked_behind(owner: nn.Module, path: str) -> None:
+    owner.get_submodule(path).register_full_backward_hook(lambda module, before, after: (2 * before[0],))
+
+
+CHANGES = [adapted, subclassed, patched, hooked, hooked_before, hooked_behind]
+
+# name -> (arguments, shape of an input, the parts that the fused layer takes the parameters of and never calls).
+BYPASSED: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]] = {
+    "TokenMixing": ((12, 10), (2, 10, 12), ("norm", "fc1", "act", "fc2")),
+    "MixerBlock": (
+        (12, 10),
+        (2, 10, 12),
+        ("norm1", "mlp_tokens", "mlp_tokens.fc1", "mlp_tokens.act", "mlp_tokens.fc2"),
+    ),
+    "AffineTokenLinear": ((12, 10), (2, 10, 12), ("norm", "linear")),
+    "ResMLPBlock": ((12, 10), (2, 10, 12), ("norm1", "linear_tokens")),
+    "S2Attention": (
+        (8,),
+        (2, 5, 6, 8),
+        ("split_attention", "split_attention.mlp1", "split_attention.act", "split_attention.mlp2"),
+    ),
+}
+
+
+def make_layers(name: str, change: Callable[[nn.Module], object] = lambda _: None) -> tuple[nn.Module, nn.Module]:
+    """Return the reference layer and the fused one with the same parameters, both changed in the same way."""
+    plain, fused = (getattr(layers, name)(*BYPASSED[name][0]).double() for layers in (reference, mixer_kernels))
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    fused.load_state_dict(plain.state_dict())
+    change(plain)
+    change(fused)
+    return plain, fused
+
+
+def results(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the output, and the gradients of the input and of every parameter."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    return [y, *torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("name", "path"), [(name, path) for name, case in BYPASSED.items() for path in case[2]])
+def test_parts_that_changed_after_construction_are_called(name: str, path: str, change: Callable[..., None]) -> None:
+    plain, fused = make_layers(name, lambda layer: change(layer, path))
+    x = torch.randn(BYPASSED[name][1], dtype=torch.float64)
+    expected = results(plain, x)
+    torch.testing.assert_close(results(fused, x), expected)
+    fused.backend = "reference"
+    torch.testing.assert_close(results(fused, x), expected)
+    with mixer_kernels.use_backend("native"):
+        fused(x)
+        fused.backend = None
+        with pytest.raises(RuntimeError, match=f"{name}: backend 'native' cannot run this call: .*{path}"):
+            fused(x)
+    fused.backend = "native"
+    with pytest.raises(RuntimeError, match=f"{name}: backend 'native' cannot run this call: .*{path}"):
+        fused(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "part"),
+    [
+        ("TokenMixing", "act", nn.GELU("tanh")),
+        ("TokenMixing", "norm", nn.LayerNorm((10, 12), elementwise_affine=False)),
+        ("MixerBlock", "norm1", nn.Identity()),
+        ("MixerBlock", "mlp_tokens.act", nn.ReLU()),
+        ("ResMLPBlock", "linear_tokens", nn.Sequential(nn.Linear(10, 10), nn.Tanh())),
+        ("S2Attention", "split_attention.act", nn.ReLU()),
+        ("S2Attention", "split_attention.mlp1", nn.Linear(8, 8)),
+    ],
+)
+def test_parts_of_another_kind_are_called(name: str, path: str, part: nn.Module) -> None:
+    plain, fused = make_layers(name, lambda layer: layer.set_submodule(path, part.double()))
+    x = torch.randn(BYPASSED[name][1], dtype=torch.float64)
+    torch.testing.assert_close(results(fused, x), results(plain, x))
+
+
+def test_a_message_says_that_parts_are_called(caplog: pytest.LogCaptureFixture) -> None:
+    _, fused = make_layers("MixerBlock", lambda layer: hooked(layer, "mlp_tokens.fc1"))
+    with caplog.at_level(logging.DEBUG, logger="mixer_kernels"):
+        fused(torch.randn(2, 10, 12, dtype=torch.float64))
+    assert "MixerBlock: running the parts as they are: hooks on mlp_tokens.fc1" in caplog.text
+
+
+def test_an_adapter_in_a_folded_layer_is_called() -> None:
+    plain = make_layers("AffineTokenLinear")[0].eval()
+    folded = mixer_kernels.fuse(copy.deepcopy(plain))
+    adapted(plain, "linear")
+    adapted(folded, "linear")
+    x = torch.randn(2, 10, 12, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), plain(x))
+
+
+def sharded(layer: nn.Module) -> None:
+    """Do to the class of a layer what fully_shard does; it adds hooks, too."""
+    layer.__class__ = type(f"FSDP{type(layer).__name__}", (FSDPModule, type(layer)), {})
+    layer.register_forward_pre_hook(lambda module, inputs: None)
+    layer.register_forward_hook(lambda module, inputs, output: None)
+
+
+def parametrized(layer: nn.Module) -> None:
+    for module in list(layer.modules()):
+        if type(module) is nn.Linear:
+            parametrizations.weight_norm(module)
+
+
+# With the backend by name: it raises if the parts would be called.
+@pytest.mark.parametrize("change", [sharded, parametrized])
+@pytest.mark.parametrize("name", BYPASSED)
+def test_layers_that_stay_fused(backend: str, name: str, change: Callable[[nn.Module], None]) -> None:
+    plain, fused = make_layers(name, change)
+    fused.backend = backend
+    x = torch.randn(BYPASSED[name][1], dtype=torch.float64)
+    torch.testing.assert_close(results(fused, x), results(plain, x))
+
+
+@pytest.mark.parametrize("change", [lambda layer: None, parametrized], ids=["plain", "parametrized"])
+@pytest.mark.parametrize("name", BYPASSED)
+def test_layers_compile_as_one_graph(backend: str, name: str, change: Callable[[nn.Module], object]) -> None:
+    torch._dynamo.reset()
+    plain, fused = make_layers(name, change)
+    fused.backend = backend
+    x = torch.randn(BYPASSED[name][1], dtype=torch.float64)
+    compiled = torch.compile(copy.deepcopy(fused), fullgraph=True, backend="eager")
+    torch.testing.assert_close(results(compiled, x), results(plain, x))
+
+
+# Dynamo does not trace hooks of the backward.
+@pytest.mark.parametrize("change", CHANGES[:5])
+def test_layers_with_changed_parts_compile_as_one_graph(change: Callable[..., None]) -> None:
+    torch._dynamo.reset()
+    plain, fused = make_layers("MixerBlock", lambda layer: change(layer, "mlp_tokens.fc1"))
+    x = torch.randn(2, 10, 12, dtype=torch.float64)
+    torch.testing.assert_close(results(torch.compile(fused, fullgraph=True, backend="eager"), x), results(plain, x))
+
+
+@pytest.mark.parametrize("name", BYPASSED)
+def test_layers_export(backend: str, name: str) -> None:
+    _, fused = make_layers(name)
+    fused.backend = backend
+    x = torch.randn(BYPASSED[name][1], dtype=torch.float64)
+    program = torch.export.export(fused, (x,))
+    assert any("mixer_kernels" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), fused(x))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_batch_norm_that_counts_no_batches(backend: str, momentum: float | None) -> None:
+    plain, fused = (layers.ConvMixerLayer(6, 5).double() for layers in (reference, mixer_kernels))
+    fused.load_state_dict(plain.state_dict())
+    fused.backend = backend
+    for layer in (plain, fused):
+        layer[0].fn[2].num_batches_tracked, layer[0].fn[2].momentum = None, momentum
+    x = torch.randn(3, 6, 7, 8, dtype=torch.float64)
+    torch.testing.assert_close(results(fused, x), results(plain, x))
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("path", ["0", "0.fn.0", "0.fn.1", "0.fn.2"])
+@pytest.mark.parametrize("change", [adapted, subclassed])
+def test_changed_parts_of_a_conv_mixer_layer_are_called(change: Callable[..., None], path: str) -> None:
+    plain, fused = (layers.ConvMixerLayer(6, 5).double() for layers in (reference, mixer_kernels))
+    fused.load_state_dict(plain.state_dict())
+    for layer in (plain, fused):
+        change(layer, path)
+    x = torch.randn(3, 6, 7, 8, dtype=torch.float64)
+    torch.testing.assert_close(results(fused, x), results(plain, x))

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mixer_kernels import nn as fused_layers
 from mixer_kernels import reference
 from mixer_kernels.convert.sources import class_name
+from mixer_kernels.nn._parts import observed
 from mixer_kernels.nn.folded_resmlp import FoldedClassMLPBlock, FoldedResMLPBlock, FoldedTokenLinear
+from mixer_kernels.reference.mlp import Mlp
 
 _AFFINES = (class_name(reference.Affine), "timm.models.mlp_mixer.Affine")
 _TOKEN_LINEARS = (class_name(reference.AffineTokenLinear), class_name(fused_layers.AffineTokenLinear))
@@ -23,6 +26,18 @@ _BLOCKS = (
 _CLASS_BLOCK = "mixer_kernels.models.class_mlp.ClassMLPBlock"
 # Those whose head sees the mean of the tokens behind their norm, or each of them: an Affine commutes with the mean.
 _MODELS = ("mixer_kernels.models.resmlp.ResMLP", "timm.models.mlp_mixer.MlpMixer")
+_LINEARS = (class_name(nn.Linear),)
+# In evaluation mode, which `fuse` asks for.
+_IDENTITIES = (class_name(nn.Identity), class_name(nn.Dropout), "timm.layers.drop.DropPath")
+# Path in a layer or model -> the classes that folding knows there: it takes the parameters of such a part, or moves a
+# factor past it. No layer has all of them.
+_PARTS = {
+    **dict.fromkeys(("norm", "norm1", "norm2"), _AFFINES),
+    **dict.fromkeys(("linear", "linear_tokens", "head"), _LINEARS),
+    "mlp_channels": (class_name(Mlp), "timm.layers.mlp.Mlp"),
+    **dict.fromkeys(("mlp_channels.fc1", "mlp_channels.fc2"), _LINEARS),
+    **dict.fromkeys(("mlp_channels.drop2", "drop_path", "head_drop"), _IDENTITIES),
+}
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -30,9 +45,10 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Exact up to rounding: the channel perceptron takes ``W1 diag(alpha), b1 + W1 beta`` and ``diag(ls) W2, ls b2``, the
     head takes the last Affine, and the cross-patch half becomes one op, whose epilogue holds the rest. It knows the
-    layers of :mod:`mixer_kernels.reference` and :mod:`mixer_kernels`, and timm's ResMLP; other layers, subclasses and
-    layers observed by hooks stay as they are. New weights do not require grad; the old ones are not changed. A second
-    call changes nothing.
+    layers of :mod:`mixer_kernels.reference` and :mod:`mixer_kernels`, and timm's ResMLP; other layers, subclasses,
+    layers with a part of another class, such as a LoRA wrapper, and layers observed by hooks stay as they are. A
+    parametrized weight is folded as what it is now. New weights do not require grad; the old ones are not changed. A
+    second call changes nothing.
 
     In float16 the LayerScale of a channel half stays beside its weight: their product may be too small a number. Cast
     to float16 first, then fold.
@@ -73,16 +89,16 @@ def _fold(module: Any) -> nn.Module:
     name = class_name(module)
     if name in _MODELS:
         _fold_head(module)
-    elif name in _TOKEN_LINEARS and not _is_observed(module):
+    if name not in (*_TOKEN_LINEARS, *_BLOCKS, _CLASS_BLOCK) or not _has_plain_parts(module) or _is_observed(module):
+        return module
+    if name in _TOKEN_LINEARS:
         return _token_linear(module.norm, module.linear, module.ls, module.backend)
-    elif name in _BLOCKS and _has_plain_mlp(module) and not _is_observed(module):
+    if name in _BLOCKS:
         backend = getattr(module, "backend", None)
         tokens = _token_linear(module.norm1, module.linear_tokens, module.ls1, backend)
         kept = None if _can_scale(module) else module.ls2.detach().clone()
         return FoldedResMLPBlock(tokens, _folded_mlp(module), kept)
-    elif name == _CLASS_BLOCK and _can_scale(module) and not _is_observed(module):
-        return _class_block(module)
-    return module
+    return _class_block(module) if _can_scale(module) else module
 
 
 def _token_linear(norm: Any, linear: nn.Linear, layer_scale: torch.Tensor, backend: str | None) -> FoldedTokenLinear:
@@ -114,8 +130,7 @@ def _folded_mlp(block: Any) -> nn.Module:
 
 
 def _fold_head(model: Any) -> None:
-    is_foldable = class_name(model.norm) in _AFFINES and type(model.head) is nn.Linear
-    if is_foldable and not _is_observed(model.norm) and not _is_observed(model.head):
+    if _has_plain_parts(model) and not _is_observed(model.norm) and not _is_observed(model.head):
         model.head = _after_affine(model.head, model.norm)
         model.norm = nn.Identity()
 
@@ -144,10 +159,17 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Linear) ->
     return new.eval()
 
 
-def _has_plain_mlp(block: Any) -> bool:
-    return type(block.mlp_channels.fc1) is nn.Linear and type(block.mlp_channels.fc2) is nn.Linear
+def _has_plain_parts(module: Any) -> bool:
+    """Return whether every part in ``_PARTS`` that a layer or model has is of such a class, parametrized or not."""
+    for path, names in _PARTS.items():
+        part = module
+        for name in path.split("."):
+            part = getattr(part, name, None)
+        if part is not None and class_name(type_before_parametrizations(part)) not in names:
+            return False
+    return True
 
 
 def _is_observed(module: nn.Module) -> bool:
     """Return whether a layer or a part of it has hooks, or another forward set on the instance."""
-    return any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in module.modules())
+    return any(observed(part) is not None for part in module.modules())

@@ -50,9 +50,10 @@ def accelerate(model: nn.Module, *, backend: str | None = None) -> nn.Module:
     """Replace every layer of a model that has a fused form, in place, around the same parameters.
 
     It knows the layers of :mod:`mixer_kernels.reference` and timm's MLP-Mixer, ResMLP and ConvMixer. Parameters stay
-    the same objects, so an optimizer stays valid, and state_dict keys stay what they are. A layer that computes
-    anything else (dropout, stochastic depth, another activation), is observed by hooks, or has no fused form yet is
-    left. Apply it before ``torch.compile``, DDP and FSDP; a second call changes nothing.
+    the same objects, so an optimizer stays valid, and state_dict keys stay what they are. A layer whose fused form
+    would compute anything else (dropout, stochastic depth, another activation or norm, a subclass or wrapper of a
+    part), is observed by hooks, or has no fused form yet is left. Apply it before ``torch.compile``, DDP and FSDP; a
+    second call changes nothing.
 
     Args:
         model: a model, or one such layer.

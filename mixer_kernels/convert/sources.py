@@ -9,6 +9,7 @@ from torch import nn
 
 from mixer_kernels import nn as fused_layers
 from mixer_kernels import reference
+from mixer_kernels.nn._parts import observed, why_not
 from mixer_kernels.reference.conv_mixer import Residual
 from mixer_kernels.reference.mlp import Mlp
 
@@ -54,11 +55,9 @@ def build(source: Source, module: nn.Module, backend: str | None) -> nn.Module:
         raise NotReplaceableError("a subclass, which may compute something else")
     for path, part in module.named_modules():
         where = f" on {path}" if path else ""
-        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-        if any(hooks):
-            raise NotReplaceableError(f"hooks{where}, which a fused layer may not call")
-        if "forward" in vars(part):
-            raise NotReplaceableError(f"another forward{where}, set on the instance")
+        what = observed(part)
+        if what is not None:
+            raise NotReplaceableError(f"{what}{where}, which a fused layer may not call")
     return source.make(module, backend)
 
 
@@ -67,9 +66,12 @@ def recast(module: Any, backend: str | None) -> nn.Module:
     for path, part in module.named_modules():
         if not class_name(part).startswith(("torch.nn.modules.", "mixer_kernels.")):
             raise NotReplaceableError(f"{path} is a {class_name(part)}")
-    if type(module) is reference.S2Attention:
-        _check_split_attention(module)
-    module.__class__ = getattr(fused_layers, type(module).__name__)
+    fused = getattr(fused_layers, type(module).__name__)
+    # The others call every part, or look at each call.
+    reason = why_not(module, getattr(fused, "bypassed", {}))
+    if reason is not None:
+        raise NotReplaceableError(reason)
+    module.__class__ = fused
     module.backend = backend
     return module
 
@@ -173,16 +175,6 @@ def adopt(layer: nn.Module, module: nn.Module, path: str = "") -> nn.Module:
         else:
             raise NotReplaceableError(f"{where} is a {class_name(part)}")
     return layer
-
-
-def _check_split_attention(module: Any) -> None:
-    """Raise NotReplaceableError unless what the fused layer takes the weights of computes what it does."""
-    part = _part(module, "split_attention", reference.SplitAttention)
-    if _activation(part, "act") != "gelu":
-        raise NotReplaceableError(f"activation split_attention.act is a {part.act}")
-    for path in ("mlp1", "mlp2"):
-        if _part(part, path, nn.Linear).bias is not None:
-            raise NotReplaceableError(f"split_attention.{path} has a bias")
 
 
 def _check_neutral(part: nn.Module, path: str) -> None:

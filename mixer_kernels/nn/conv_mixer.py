@@ -11,7 +11,9 @@ from torch import nn
 
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.nn._parts import has_hooks, is_plain, observed
 from mixer_kernels.ops.depthwise_conv2d import depthwise_conv2d_batch_norm, normalization
+from mixer_kernels.reference.conv_mixer import Residual
 
 logger = logging.getLogger("mixer_kernels")
 
@@ -42,7 +44,7 @@ class ConvMixerLayer(reference.ConvMixerLayer):
     """:class:`mixer_kernels.reference.ConvMixerLayer` with its depthwise half in one op, in training in two passes.
 
     Where the parts of that half are not what the op computes, such as a SyncBatchNorm, or are observed by hooks, they
-    run as they are; a debug message says so.
+    run as they are, on the backend that was asked for where they take one; a debug message says so.
     """
 
     depthwise_class = DepthwiseConv2d
@@ -65,16 +67,23 @@ class ConvMixerLayer(reference.ConvMixerLayer):
 
 def _why_not(mix_pixels: Any) -> str | None:
     """Return None if the op computes what the parts of the depthwise half do, else the reason."""
-    conv, act, norm = mix_pixels.fn
-    if not isinstance(conv, reference.DepthwiseConv2d) or conv.padding_mode != "zeros":
+    parts = mix_pixels.fn if type(mix_pixels) is Residual else None
+    if type(parts) is not nn.Sequential or len(parts) != 3:
+        return f"it is {mix_pixels}"
+    conv, act, norm = parts
+    is_depthwise = is_plain(conv, DepthwiseConv2d) or is_plain(conv, reference.DepthwiseConv2d)
+    if not is_depthwise or conv.padding_mode != "zeros":
         return f"fn.0 is {conv}"
     if type(act) not in (nn.Identity, nn.ReLU, nn.GELU):
         return f"fn.1 is {act}"
-    if type(norm) is not nn.BatchNorm2d:
+    if not is_plain(norm, nn.BatchNorm2d):
         return f"fn.2 is {norm}"
-    for path, part in mix_pixels.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-            return f"hooks on {path or 'it'}"
+    if has_hooks(mix_pixels) or has_hooks(parts):
+        return "hooks on it"
+    for path, part in (("fn.0", conv), ("fn.1", act), ("fn.2", norm)):
+        what = observed(part)
+        if what is not None:
+            return f"{what} on {path}"
     return None
 
 
@@ -130,8 +139,14 @@ def _update_running_statistics(norm: Any, mean: torch.Tensor, var: torch.Tensor,
     """Do to the buffers of a BatchNorm what its own forward does; ``mean`` and ``var`` are of ``count`` numbers."""
     if not norm.track_running_stats or norm.running_mean is None:
         return
-    norm.num_batches_tracked.add_(1)
-    # Without a momentum every batch weighs the same.
-    weight = norm.num_batches_tracked.to(mean.dtype).reciprocal() if norm.momentum is None else norm.momentum
+    weight = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if weight is None:
+            # Without a momentum every batch weighs the same.
+            weight = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+    if weight is None:
+        # Nothing counts the batches: PyTorch leaves the statistics as they are.
+        return
     for running, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
         running.copy_(running.to(value.dtype).lerp(value, weight))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from mixer_kernels import functional as MF
+from mixer_kernels.nn._parts import Parts, can_bypass
 
 
 class FoldedTokenLinear(nn.Module):
@@ -15,6 +18,9 @@ class FoldedTokenLinear(nn.Module):
     + b)``, of rank two: no (S, S) weight can hold either, the epilogue of :func:`functional.affine_token_linear`
     computes both, without a pass over the tokens.
 
+    It never calls the linear layer. Where that was replaced by another class or is observed by hooks, the equation runs
+    in plain PyTorch, or raises RuntimeError if a backend was asked for.
+
     Args:
         alpha: (C,).
         beta: (C,).
@@ -22,6 +28,8 @@ class FoldedTokenLinear(nn.Module):
         layer_scale: (C,).
         backend: "native", "triton", "reference" or None, the fastest that can run.
     """
+
+    bypassed: ClassVar[Parts] = {"linear": nn.Linear}
 
     alpha: torch.Tensor
     beta: torch.Tensor
@@ -45,6 +53,9 @@ class FoldedTokenLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
+        if not can_bypass(self):
+            mixed = self.linear(torch.addcmul(self.beta, self.alpha, x).transpose(1, 2)).transpose(1, 2)
+            return torch.addcmul(x, self.layer_scale, mixed)
         return MF.affine_token_linear(
             x, self.alpha, self.beta, self.linear.weight, self.linear.bias, self.layer_scale, backend=self.backend
         )

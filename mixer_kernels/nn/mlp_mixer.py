@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+from torch import nn
 
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.nn._parts import MLP_PARTS, Parts, can_bypass
 from mixer_kernels.reference.mlp import Mlp
 
 
 class TokenMixing(reference.TokenMixing):
-    """:class:`mixer_kernels.reference.TokenMixing` through :func:`mixer_kernels.functional.token_mixing`."""
+    """:class:`mixer_kernels.reference.TokenMixing` through :func:`mixer_kernels.functional.token_mixing`.
+
+    It never calls its parts. Where one was replaced by another class or is observed by hooks, the layer runs as its
+    plain form, or raises RuntimeError if a backend was asked for.
+    """
+
+    bypassed: ClassVar[Parts] = {"norm": nn.LayerNorm, **MLP_PARTS}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
+        if not can_bypass(self):
+            return super().forward(x)
         return _mix_tokens(x, self.norm, self, self.backend)
 
 
 class MixerBlock(reference.MixerBlock):
-    """:class:`mixer_kernels.reference.MixerBlock` with its token half in one op."""
+    """:class:`mixer_kernels.reference.MixerBlock` with its token half in one op.
+
+    It never calls the parts of that half. Where one was replaced by another class or is observed by hooks, the layer
+    runs as its plain form, or raises RuntimeError if a backend was asked for.
+    """
+
+    bypassed: ClassVar[Parts] = {"norm1": nn.LayerNorm, "mlp_tokens": Mlp}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
+        if not can_bypass(self):
+            return super().forward(x)
         x = _mix_tokens(x, self.norm1, self.mlp_tokens, self.backend)
         return x + self.mlp_channels(self.norm2(x))
 
 
-def _mix_tokens(x: torch.Tensor, norm: torch.nn.LayerNorm, mlp: Mlp, backend: str | None) -> torch.Tensor:
+def _mix_tokens(x: torch.Tensor, norm: nn.LayerNorm, mlp: Mlp, backend: str | None) -> torch.Tensor:
     return MF.token_mixing(
         x,
         norm.weight,

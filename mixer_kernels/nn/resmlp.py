@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+from torch import nn
 
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.nn._parts import Parts, can_bypass
 
 
 class AffineTokenLinear(reference.AffineTokenLinear):
-    """:class:`mixer_kernels.reference.AffineTokenLinear` in one op."""
+    """:class:`mixer_kernels.reference.AffineTokenLinear` in one op.
+
+    It never calls its parts. Where one was replaced by another class or is observed by hooks, the layer runs as its
+    plain form, or raises RuntimeError if a backend was asked for.
+    """
+
+    bypassed: ClassVar[Parts] = {"norm": reference.Affine, "linear": nn.Linear}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
+        if not can_bypass(self):
+            return super().forward(x)
         return MF.affine_token_linear(
             x,
             self.norm.alpha,
@@ -25,10 +37,18 @@ class AffineTokenLinear(reference.AffineTokenLinear):
 
 
 class ResMLPBlock(reference.ResMLPBlock):
-    """:class:`mixer_kernels.reference.ResMLPBlock` with its token half in one op."""
+    """:class:`mixer_kernels.reference.ResMLPBlock` with its token half in one op.
+
+    It never calls the parts of that half. Where one was replaced by another class or is observed by hooks, the layer
+    runs as its plain form, or raises RuntimeError if a backend was asked for.
+    """
+
+    bypassed: ClassVar[Parts] = {"norm1": reference.Affine, "linear_tokens": nn.Linear}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
+        if not can_bypass(self):
+            return super().forward(x)
         x = MF.affine_token_linear(
             x,
             self.norm1.alpha,

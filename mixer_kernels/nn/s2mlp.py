@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.nn._parts import Parts, can_bypass
 
 
 class SpatialShift(reference.SpatialShift):
@@ -17,10 +20,18 @@ class SpatialShift(reference.SpatialShift):
 
 
 class S2Attention(reference.S2Attention):
-    """:class:`mixer_kernels.reference.S2Attention` with shifts and split attention in one op."""
+    """:class:`mixer_kernels.reference.S2Attention` with shifts and split attention in one op.
+
+    It never calls the split attention nor its parts. Where one was replaced by another class or is observed by hooks,
+    the layer runs as its plain form, or raises RuntimeError if a backend was asked for.
+    """
+
+    bypassed: ClassVar[Parts] = {"split_attention": reference.SplitAttention}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
+        if not can_bypass(self):
+            return super().forward(x)
         attention = self.split_attention
         fused = MF.shifted_split_attention(
             self.mlp1(x), attention.mlp1.weight, attention.mlp2.weight, backend=self.backend
