@@ -59,3 +59,10 @@ def test_a_context_without_a_name_restores_the_automatic_choice():
             assert _backend._requested is None
         assert _backend._requested == "reference"
     assert _backend._requested is None
+
+
+@pytest.mark.parametrize("name", ["TokenMixing", "AffineTokenLinear", "S2Block", "ConvMixerLayer"])
+def test_a_layer_refuses_an_unknown_backend(name):
+    sizes = (8, 4) if name in ("TokenMixing", "AffineTokenLinear") else (8, 3) if name == "ConvMixerLayer" else (8,)
+    with pytest.raises(ValueError, match=r"backend must be one of .* or None, got 'cudnn'"):
+        getattr(mixer_kernels, name)(*sizes, backend="cudnn")

@@ -308,12 +308,21 @@ def test_forward_mode_differentiation_is_refused(device, backend):
             mixing(backend)(dual, *inputs[1:])
 
 
+def test_another_half_type_under_autocast(device, backend):
+    x, norm_weight, norm_bias, *others = draw((2, 5, 12, 7), torch.float32, device)
+    half = norm_weight.half(), norm_bias.half()
+    with torch.autocast(device, dtype=torch.bfloat16):
+        actual = mixing(backend)(x, *half, *others)
+        assert torch.equal(actual, mixing(backend)(x, *(value.float() for value in half), *others))
+
+
 @pytest.mark.parametrize("head", [torch.square, torch.positive], ids=["square", "sum"])
 def test_double_backward_is_refused(device, backend, head):
     inputs = [value.requires_grad_() for value in draw((1, 3, 5, 4), torch.float32, device)]
     (dx,) = torch.autograd.grad(head(mixing(backend)(*inputs)).sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        dx.sum().backward()
+    for differentiate in (torch.Tensor.backward, lambda loss: torch.autograd.grad(loss, inputs)):
+        with pytest.raises(RuntimeError, match="differentiate twice; double backward needs backend='reference'"):
+            differentiate(dx.sum())
 
 
 @pytest.mark.parametrize("absent", [False, True])
@@ -404,6 +413,11 @@ def test_bad_arguments(device):
         ValueError,
         r"weight1 must have shape \(D, 5\), got shape \(5, 7\)",
         *(x, norm_weight, norm_bias, weight1.T, bias1, weight2, bias2),
+    )
+    refuses(
+        ValueError,
+        r"weight1 must have at least one row, got shape \(0, 5\)",
+        *(x, norm_weight, norm_bias, weight1[:0], None, weight2[:, :0], bias2),
     )
     refuses(
         ValueError,

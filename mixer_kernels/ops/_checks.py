@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,26 +68,25 @@ def check_operand(op: str, name: str, value: torch.Tensor, shape: Sequence[int |
 def check_channel_parameter(
     op: str, name: str, value: torch.Tensor | None, x: torch.Tensor, channels: int
 ) -> torch.Tensor | None:
-    """Check a parameter of the channels, in x's dtype or float32; return it as the kernels take it, contiguous."""
+    """Check a parameter of the channels, in x's dtype or float32; return it as the kernels take it, contiguous.
+
+    Under autocast it may be of another half type, and is float32 then.
+    """
     if value is None:
         return None
     check_tensor(op, name, value)
     check_shape(op, name, value, (channels,))
     check_device(op, name, value, x)
     if value.dtype not in (x.dtype, torch.float32):
+        if _autocasts(value):
+            return value.float().contiguous()
         raise TypeError(f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, got {value.dtype}")
     return value.contiguous()
 
 
 def autocast(value: torch.Tensor) -> torch.Tensor:
     """Return ``value`` in the dtype of autocast where it is on; float64 stays, as in PyTorch's own ops."""
-    device = value.device.type
-    # Meta tensors have no autocast; torch.compile of torch 2.11 does not trace the question whether a device has it.
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return value
-    if value.dtype == torch.float64:
-        return value
-    return value.to(torch.get_autocast_dtype(device))
+    return value.to(torch.get_autocast_dtype(value.device.type)) if _autocasts(value) else value
 
 
 def check_writable(op: str, name: str, value: torch.Tensor) -> None:
@@ -113,6 +112,12 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
         )
 
 
+def _autocasts(value: torch.Tensor) -> bool:
+    # Meta tensors have no autocast; torch.compile of torch 2.11 does not trace the question whether a device has it.
+    device = value.device.type
+    return device != "meta" and torch.is_autocast_enabled(device) and value.dtype != torch.float64
+
+
 def needs_grad(*values: torch.Tensor | None) -> bool:
     """Return whether autograd records what is done to a tensor; where it does not, its Function is only overhead.
 
@@ -121,23 +126,6 @@ def needs_grad(*values: torch.Tensor | None) -> bool:
     if torch.autograd.forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
-
-
-def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the ``backward`` of a Function that is not linear in its inputs refuse to be differentiated.
-
-    PyTorch's decorator of this name refuses only where ``dy`` requires grad. Behind a plain sum it does not, and the
-    gradient would pass for a constant, though it depends on what the Function has saved.
-    """
-    once = torch.autograd.function.once_differentiable(backward)
-
-    def guarded(ctx: Any, dy: torch.Tensor, *others: torch.Tensor) -> Any:
-        differentiates_again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if differentiates_again and not dy.requires_grad and needs_grad(*ctx.saved_tensors):
-            dy = dy.detach().requires_grad_()
-        return once(ctx, dy, *others)
-
-    return guarded
 
 
 def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
+from mixer_kernels.ops._backend import check_backend
+
 
 def check_sizes(owner: str, **sizes: int) -> None:
     """Raise ValueError unless every size is a positive integer."""
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{owner}: {name} must be a positive integer, got {size!r}")
+
+
+def checked_backend(owner: str, backend: str | None) -> str | None:
+    """Return the backend; raise ValueError if it is neither one nor None."""
+    check_backend(owner, backend)
+    return backend
 
 
 def make_activation(name: str | None) -> nn.Module:

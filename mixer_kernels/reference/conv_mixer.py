@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mixer_kernels.reference._arguments import check_sizes, make_activation
+from mixer_kernels.reference._arguments import check_sizes, checked_backend, make_activation
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -54,7 +54,7 @@ class DepthwiseConv2d(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
 
 
 class Residual(nn.Module):
@@ -114,4 +114,4 @@ class ConvMixerLayer(nn.Sequential):
             nn.BatchNorm2d(dim, device=device, dtype=dtype),
         )
         self.activation = activation
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mixer_kernels.reference._arguments import check_sizes
+from mixer_kernels.reference._arguments import check_sizes, checked_backend
 from mixer_kernels.reference.mlp import Mlp
 
 
@@ -44,7 +44,7 @@ class TokenMixing(Mlp):
             seq_len, dim // 2 if hidden_dim is None else hidden_dim, activation, device=device, dtype=dtype
         )
         self.norm = nn.LayerNorm(dim, eps=eps, device=device, dtype=dtype)
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
@@ -79,7 +79,7 @@ class ChannelMixing(Mlp):
     ) -> None:
         super().__init__(dim, 4 * dim if hidden_dim is None else hidden_dim, activation, device=device, dtype=dtype)
         self.norm = nn.LayerNorm(dim, eps=eps, device=device, dtype=dtype)
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., C) to (..., C)."""
@@ -119,7 +119,7 @@ class MixerBlock(nn.Module):
         self.mlp_tokens = Mlp(seq_len, int(tokens_ratio * dim), activation, device=device, dtype=dtype)
         self.norm2 = nn.LayerNorm(dim, eps=eps, device=device, dtype=dtype)
         self.mlp_channels = Mlp(dim, int(channels_ratio * dim), activation, device=device, dtype=dtype)
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mixer_kernels.reference._arguments import check_sizes
+from mixer_kernels.reference._arguments import check_sizes, checked_backend
 from mixer_kernels.reference.mlp import Mlp
 
 
@@ -31,7 +31,7 @@ class Affine(nn.Module):
         check_sizes(type(self).__name__, dim=dim)
         self.alpha = nn.Parameter(torch.empty(1, 1, dim, device=device, dtype=dtype))
         self.beta = nn.Parameter(torch.empty(1, 1, dim, device=device, dtype=dtype))
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -74,7 +74,7 @@ class AffineTokenLinear(nn.Module):
         self.linear = nn.Linear(seq_len, seq_len, device=device, dtype=dtype)
         self.ls = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
         self.init_values = init_values
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -125,7 +125,7 @@ class ResMLPBlock(nn.Module):
         self.ls1 = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
         self.ls2 = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
         self.init_values = init_values
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

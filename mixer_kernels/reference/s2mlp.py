@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mixer_kernels.ops.spatial_shift.reference import SHIFT_1, SHIFT_2, spatial_shift
-from mixer_kernels.reference._arguments import check_sizes
+from mixer_kernels.reference._arguments import check_sizes, checked_backend
 from mixer_kernels.reference.mlp import Mlp
 
 
@@ -36,7 +36,7 @@ class SpatialShift(nn.Module):
                 f"SpatialShift: directions must be a non-empty sequence of '+h', '-h', '+w', '-w', got {directions!r}"
             )
         self.directions = tuple(directions)
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
 
     def extra_repr(self) -> str:
         """Show the directions."""
@@ -79,7 +79,7 @@ class SplitAttention(nn.Module):
         self.mlp1 = nn.Linear(dim, hidden_dim, bias=False, device=device, dtype=dtype)
         self.act = nn.GELU()
         self.mlp2 = nn.Linear(hidden_dim, num_branches * dim, bias=False, device=device, dtype=dtype)
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -122,7 +122,7 @@ class S2Attention(nn.Module):
         self.mlp1 = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
         self.mlp2 = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.split_attention = SplitAttention(dim, 3, hidden_dim, device=device, dtype=dtype)
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -175,7 +175,7 @@ class S2Block(nn.Module):
         )
         self.norm2 = nn.LayerNorm(dim, eps=eps, device=device, dtype=dtype)
         self.mlp_channels = Mlp(dim, int(mlp_ratio * dim), activation, device=device, dtype=dtype)
-        self.backend = backend
+        self.backend = checked_backend(type(self).__name__, backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops import _backend, _checks, _tokens
+from mixer_kernels.ops import _autograd, _backend, _checks, _tokens
 from mixer_kernels.ops.affine_token_linear import native_impl, reference, triton_impl
 
 IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
@@ -40,10 +40,10 @@ class AffineTokenLinearFunction(torch.autograd.Function):
         return IMPLEMENTATIONS[backend].forward(x, alpha, beta, weight, bias, layer_scale)
 
     @staticmethod
-    @_checks.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
+    @_autograd.once_differentiable
+    def backward(ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
-        gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, *ctx.saved_tensors)
+        gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, *saved)
         return *_checks.wanted(gradients, ctx.needs_input_grad), None
 
 

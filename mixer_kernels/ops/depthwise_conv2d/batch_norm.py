@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops import _autograd, _backend, _checks
 from mixer_kernels.ops._activation import activation_code
 from mixer_kernels.ops.depthwise_conv2d import native_impl, reference
 from mixer_kernels.ops.depthwise_conv2d._arguments import (
@@ -48,10 +48,12 @@ class DepthwiseConvBatchNormFunction(torch.autograd.Function):
         return y, mean, var
 
     @staticmethod
-    @_checks.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor, _mean: Optional, _var: Optional) -> tuple[Optional, ...]:
+    @_autograd.once_differentiable
+    def backward(
+        ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor, _mean: Optional, _var: Optional
+    ) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
-        x, weight, bias, norm_weight, mean, var, z = ctx.saved_tensors
+        x, weight, bias, norm_weight, mean, var, z = saved
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         given = dy, x, weight, norm_weight, mean, var
         how = ctx.eps, ctx.geometry, ctx.activation, wants_x, wants_weight or wants_bias

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops import _autograd, _backend, _checks
 from mixer_kernels.ops._activation import activation_code
 from mixer_kernels.ops._dtypes import accumulation_dtype
 from mixer_kernels.ops.depthwise_conv2d import native_impl, reference, triton_impl
@@ -52,10 +52,10 @@ class DepthwiseConv2dFunction(torch.autograd.Function):
         return kernels.epilogue_forward(z, scale, shift, residual, activation)
 
     @staticmethod
-    @_checks.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
+    @_autograd.once_differentiable
+    def backward(ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x``, the parameters and ``residual``."""
-        x, weight, scale, z = ctx.saved_tensors
+        x, weight, scale, z = saved
         kernels = IMPLEMENTATIONS[ctx.backend]
         wants_x, wants_weight, wants_bias, wants_scale, wants_shift, *_ = ctx.needs_input_grad
         dx = dweight = dbias = dscale = dshift = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops import _autograd, _backend, _checks
 from mixer_kernels.ops.spatial_shift import native_impl, reference, triton_impl
 from mixer_kernels.ops.spatial_shift.reference import SHIFT_1
 
@@ -37,8 +37,8 @@ class SpatialShiftFunction(torch.autograd.Function):
         return x
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    @_autograd.once_differentiable
+    def backward(ctx: Any, _saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Return the adjoint shift of ``dy``: for "+h", dx[0] = dy[0] + dy[1], dx[h] = dy[h + 1], dx[H - 1] = 0."""
         # A new tensor also for the in-place form: autograd may hand the same gradient to other nodes.
         return IMPLEMENTATIONS[ctx.backend].backward(dy, ctx.codes), None, None, None

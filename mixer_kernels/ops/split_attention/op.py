@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops import _backend, _checks
+from mixer_kernels.ops import _autograd, _backend, _checks
 from mixer_kernels.ops.split_attention import native_impl, reference, triton_impl
 
 IMPLEMENTATIONS = {_backend.NATIVE: native_impl, _backend.TRITON: triton_impl}
@@ -30,10 +30,10 @@ class ShiftedSplitAttentionFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @_checks.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    @_autograd.once_differentiable
+    def backward(ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of ``x``, ``weight1`` and ``weight2``."""
-        x, weight1, weight2, total, weights = ctx.saved_tensors
+        x, weight1, weight2, total, weights = saved
         wants_x, *wants_weights, _ = ctx.needs_input_grad
         wants = wants_x, any(wants_weights)
         gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, x, total, weights, weight1, weight2, *wants)

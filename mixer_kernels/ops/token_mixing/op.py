@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops import _backend, _checks, _tokens
+from mixer_kernels.ops import _autograd, _backend, _checks, _tokens
 from mixer_kernels.ops._activation import activation_code
 from mixer_kernels.ops.token_mixing import native_impl, reference, triton_impl
 
@@ -45,12 +45,10 @@ class LayerNormTokenLinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @_checks.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
+    @_autograd.once_differentiable
+    def backward(ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
-        gradients = IMPLEMENTATIONS[ctx.backend].layer_norm_token_linear_backward(
-            dy, *ctx.saved_tensors, ctx.activation
-        )
+        gradients = IMPLEMENTATIONS[ctx.backend].layer_norm_token_linear_backward(dy, *saved, ctx.activation)
         return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None
 
 
@@ -84,10 +82,10 @@ class TokenMixingFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @_checks.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Optional, ...]:
+    @_autograd.once_differentiable
+    def backward(ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
-        gradients = IMPLEMENTATIONS[ctx.backend].token_mixing_backward(dy, *ctx.saved_tensors, ctx.activation)
+        gradients = IMPLEMENTATIONS[ctx.backend].token_mixing_backward(dy, *saved, ctx.activation)
         return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None
 
 
@@ -184,6 +182,8 @@ def token_mixing(
     code = activation_code(op, activation)
     x, norm_weight, norm_bias = _check_tokens(op, x, norm_weight, norm_bias)
     weight1, bias1 = _tokens.check_linear(op, x, "weight1", weight1, ("D", x.shape[1]), "bias1", bias1)
+    if weight1.shape[0] == 0:
+        raise ValueError(f"{op}: weight1 must have at least one row, got shape {tuple(weight1.shape)}")
     second_shape = (x.shape[1], weight1.shape[0])
     weight2, bias2 = _tokens.check_linear(op, x, "weight2", weight2, second_shape, "bias2", bias2)
     name = _choose(op, backend, x)

@@ -22,8 +22,8 @@ def layer_norm_token_linear(
     norm_dtype = x.dtype
     for parameter in (norm_weight, norm_bias):
         norm_dtype = norm_dtype if parameter is None else torch.promote_types(norm_dtype, parameter.dtype)
-    weights = (None if parameter is None else parameter.to(norm_dtype) for parameter in (norm_weight, norm_bias))
-    n = F.layer_norm(x.to(norm_dtype), x.shape[-1:], *weights, eps).to(x.dtype)
+    scale, shift = (None if parameter is None else parameter.to(norm_dtype) for parameter in (norm_weight, norm_bias))
+    n = F.layer_norm(x.to(norm_dtype), x.shape[-1:], scale, shift, eps).to(x.dtype)
     return apply_activation(F.linear(n.transpose(1, 2), weight, bias), activation).transpose(1, 2)
 
 
