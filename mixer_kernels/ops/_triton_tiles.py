@@ -31,8 +31,9 @@ class Tile(NamedTuple):
 # (kernel, arithmetic) -> chip -> tile.
 Tiles = Mapping[tuple[str, str], Mapping[str, Tile]]
 
-# Arithmetic: "half" is float16 and bfloat16, "odd half" the same with rows that do not start on 16 bytes; "tf32" and
-# "ieee" are the two ways of float32, the second without matrix instructions on NVIDIA. Chip: one for each generation.
+# Arithmetic: "half" is float16 and bfloat16; "tf32" and "ieee" are the two ways of float32, the second without matrix
+# instructions on NVIDIA. Where channels are not :func:`aligned`, the first two are "odd": loads without vectors take
+# more registers. Chip: one for each generation.
 SHARED_TILES: dict[tuple[str, str], dict[str, Tile]] = {
     ("weight_gradient", "half"): {
         "sm_80": Tile(128, 128, 64, 32, num_warps=8, num_stages=3),
@@ -50,6 +51,11 @@ SHARED_TILES: dict[tuple[str, str], dict[str, Tile]] = {
         "sm_80": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
         "sm_90": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
         "sm_100": Tile(64, 64, 64, 32, num_warps=4, num_stages=3),
+    },
+    ("any", "odd tf32"): {
+        "sm_80": Tile(64, 64, 64, 32, num_warps=8, num_stages=3),
+        "sm_90": Tile(64, 64, 64, 32, num_warps=8, num_stages=3),
+        "sm_100": Tile(64, 64, 64, 32, num_warps=8, num_stages=3),
     },
     ("weight_gradient", "ieee"): {
         "sm_80": Tile(32, 64, 64, 16, num_warps=8, num_stages=1),
@@ -120,9 +126,18 @@ def chip() -> str:
     return "sm_80" if capability < 90 or capability >= 120 else "sm_90" if capability < 100 else "sm_100"
 
 
+def aligned(x: torch.Tensor) -> bool:
+    """Return whether Triton loads the channels in whole vectors.
+
+    Multiples of 4 or 8 can be whole vectors, too, but of an argument Triton knows only whether 16 divides it.
+    """
+    return x.size(2) % 16 == 0
+
+
 def _tile(tiles: Tiles, kernel: str, x: torch.Tensor) -> Tile:
-    half = "half" if x.size(2) % 8 == 0 else "odd half"
-    arithmetic = half if x.element_size() == 2 else input_precision(x)
+    arithmetic = "half" if x.element_size() == 2 else input_precision(x)
+    if arithmetic != "ieee" and not aligned(x):
+        arithmetic = f"odd {arithmetic}"
     chips = tiles.get((kernel, arithmetic)) or tiles["any", arithmetic]
     return chips[chip()]
 

@@ -22,6 +22,12 @@ TILES = SHARED_TILES | {
         "sm_100": Tile(128, 256, 128, 64, num_warps=8, num_stages=3),
         "gfx942": Tile(64, 128, 64, 32, num_warps=4, num_stages=2),
     },
+    # Two inputs beside the accumulator take registers.
+    ("bwd_dx", "odd half"): SHARED_TILES["any", "odd half"]
+    | {
+        "sm_80": Tile(64, 64, 64, 32, num_warps=8, num_stages=2),
+        "sm_100": Tile(64, 64, 64, 32, num_warps=8, num_stages=3),
+    },
 }
 
 # Rows of a weight, their columns, and channels of the kernel that prepares both.

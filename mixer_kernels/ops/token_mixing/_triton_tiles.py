@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mixer_kernels.ops._triton_tiles import SHARED_TILES, Tile, chip, with_strips
+from mixer_kernels.ops._triton_tiles import SHARED_TILES, Tile, aligned, chip, with_strips
 
 # By kernel and arithmetic, as ops/_triton_tiles.py has them.
 TILES = SHARED_TILES | {
@@ -56,6 +56,6 @@ def fused(x: torch.Tensor) -> dict[str, Any] | None:
 
 def fused_tile(x: torch.Tensor) -> Tile | None:
     """Return the tile of the whole MLP in one kernel for such an input, if there is one."""
-    if x.element_size() > 2 or x.size(2) % 8:
+    if x.element_size() > 2 or not aligned(x):
         return None
     return next((tile for most, tile in FUSED.get(chip(), ()) if x.size(1) <= most), None)
