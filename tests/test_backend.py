@@ -7,6 +7,7 @@ import torch
 
 import mixer_kernels
 from mixer_kernels.ops import _backend, _native
+from mixer_kernels.reference import _arguments
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,10 @@ def test_a_context_without_a_name_restores_the_automatic_choice():
             assert _backend._requested is None
         assert _backend._requested == "reference"
     assert _backend._requested is None
+
+
+def test_layers_know_the_backends():
+    assert _arguments.BACKENDS == _backend.BACKENDS
 
 
 @pytest.mark.parametrize("name", ["TokenMixing", "AffineTokenLinear", "S2Block", "ConvMixerLayer"])

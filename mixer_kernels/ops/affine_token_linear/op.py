@@ -63,8 +63,8 @@ def affine_token_linear(
     else over the channels (arXiv 2105.03404). It is one product: Affine, bias, LayerScale and residual fold exactly
     into what follows it, in float32, so that a small LayerScale loses nothing in half precision. Backward keeps x.
 
-    Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the channels are not. ``y`` is
-    of that dtype, too: where LayerScale is too small for it, call this outside of autocast, on a float32 ``x``.
+    Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the channels are not. ``y``
+    is of that dtype, too: where LayerScale is too small for it, call this outside of autocast, on a float32 ``x``.
 
     Args:
         x: tokens, (B, S, C), float32, float16, bfloat16 or float64, any strides.
