@@ -56,9 +56,8 @@ TORCH_LIBRARY(mixer_kernels, m) {
       "depthwise_conv2d_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? residual, "
       "int[] stride, int[] padding, int[] dilation, int activation) -> Tensor");
   m.def(
-      "depthwise_conv2d_bwd_input(Tensor dz, Tensor weight, Tensor? residual, SymInt height, SymInt width, int[] "
-      "stride, "
-      "int[] padding, int[] dilation) -> Tensor");
+      "depthwise_conv2d_bwd_input(Tensor dz, Tensor weight, Tensor? residual, SymInt height, SymInt width, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
   m.def(
       "depthwise_conv2d_bwd_weight(Tensor dz, Tensor x, int[] kernel_size, int[] stride, int[] padding, "
       "int[] dilation) -> (Tensor dweight, Tensor dbias)");

@@ -9,7 +9,7 @@ from torch import nn
 
 from mixer_kernels import nn as fused_layers
 from mixer_kernels import reference
-from mixer_kernels.nn._parts import observed, why_not
+from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, observed, why_not
 from mixer_kernels.reference.conv_mixer import Residual
 from mixer_kernels.reference.mlp import Mlp
 
@@ -205,19 +205,17 @@ def _perceptron(module: nn.Module, path: str) -> _Perceptron:
     return _Perceptron(linear.in_features, linear.out_features, _activation(module, f"{path}.act"))
 
 
+_TIMM_ACTIVATIONS = {"timm.layers.activations.GELU": "gelu", "timm.layers.activations.GELUTanh": "gelu_tanh"}
+
+
 def _activation(module: nn.Module, path: str) -> str | None:
     """Return the name of the activation that the part at ``path`` computes."""
     part = module.get_submodule(path)
-    names = {
-        class_name(nn.Identity): None,
-        class_name(nn.ReLU): "relu",
-        class_name(nn.GELU): "gelu_tanh" if getattr(part, "approximate", "none") == "tanh" else "gelu",
-        "timm.layers.activations.GELU": "gelu",
-        "timm.layers.activations.GELUTanh": "gelu_tanh",
-    }
-    if class_name(part) not in names:
+    if class_name(part) in _TIMM_ACTIVATIONS:
+        return _TIMM_ACTIVATIONS[class_name(part)]
+    if type(part) not in ACTIVATIONS:
         raise NotReplaceableError(f"activation {path} is a {class_name(part)}")
-    return names[class_name(part)]
+    return activation_name(part)
 
 
 def _part(module: nn.Module, path: str, cls: type[nn.Module]) -> Any:

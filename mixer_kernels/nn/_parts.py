@@ -24,19 +24,8 @@ _PARTS_OF: dict[type[nn.Module] | None, Parts] = {
     Mlp: MLP_PARTS,
     reference.SplitAttention: {"mlp1": nn.Linear, "act": None, "mlp2": nn.Linear},
 }
-_ACTIVATIONS = {None: nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "gelu_tanh": nn.GELU}
-
-
-class _Bypass:
-    """What the kernels are to a layer with a part that has to be called."""
-
-    @staticmethod
-    def why_not(reason: str) -> str:
-        """Return why they cannot run, as a module of kernels does."""
-        return reason
-
-
-_KERNELS = dict.fromkeys((_backend.NATIVE, _backend.TRITON), _Bypass)
+# A GELU's name follows from how it is computed, too.
+ACTIVATIONS: dict[type[nn.Module], str | None] = {nn.Identity: None, nn.ReLU: "relu", nn.GELU: "gelu"}
 
 
 def can_bypass(layer: Any) -> bool:
@@ -49,7 +38,9 @@ def can_bypass(layer: Any) -> bool:
     if reason is None:
         return True
     name = type(layer).__name__
-    _backend.choose(name, layer.backend, (), _KERNELS, reason)
+    backend = _backend.requested(name, layer.backend)
+    if backend not in (None, _backend.REFERENCE):
+        raise _backend.cannot_run(name, backend, reason)
     if not torch.compiler.is_compiling():
         logger.debug("%s: running the parts as they are: %s", name, reason)
     return False
@@ -63,7 +54,8 @@ def why_not(layer: Any, parts: Parts, prefix: str = "") -> str | None:
         part = attributes["_modules"].get(name)
         if cls is None:
             # A SplitAttention does not name its activation: there is but one.
-            if not _is_activation(part, attributes.get("activation", "gelu")):
+            expected = attributes.get("activation", "gelu")
+            if type(part) not in ACTIVATIONS or activation_name(part) != expected:
                 return f"activation {prefix}{name} is a {part}"
         elif not is_plain(part, cls):
             return f"{prefix}{name} is a {type(part).__module__}.{type(part).__qualname__}"
@@ -97,8 +89,6 @@ def has_hooks(part: nn.Module) -> bool:
     return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
-def _is_activation(part: Any, name: str | None) -> bool:
-    cls = _ACTIVATIONS.get(name)
-    if cls is not nn.GELU:
-        return type(part) is cls
-    return type(part) is cls and (part.approximate == "tanh") == (name == "gelu_tanh")
+def activation_name(part: nn.Module) -> str | None:
+    """Return the name of what one of :data:`ACTIVATIONS` computes."""
+    return "gelu_tanh" if getattr(part, "approximate", "none") == "tanh" else ACTIVATIONS[type(part)]

@@ -11,7 +11,7 @@ from torch import nn
 
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
-from mixer_kernels.nn._parts import has_hooks, is_plain, observed
+from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, has_hooks, is_plain, observed
 from mixer_kernels.ops.depthwise_conv2d import depthwise_conv2d_batch_norm, normalization
 from mixer_kernels.reference.conv_mixer import Residual
 
@@ -74,7 +74,7 @@ def _why_not(mix_pixels: Any) -> str | None:
     is_depthwise = is_plain(conv, DepthwiseConv2d) or is_plain(conv, reference.DepthwiseConv2d)
     if not is_depthwise or conv.padding_mode != "zeros":
         return f"fn.0 is {conv}"
-    if type(act) not in (nn.Identity, nn.ReLU, nn.GELU):
+    if type(act) not in ACTIVATIONS:
         return f"fn.1 is {act}"
     if not is_plain(norm, nn.BatchNorm2d):
         return f"fn.2 is {norm}"
@@ -90,7 +90,7 @@ def _why_not(mix_pixels: Any) -> str | None:
 def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tensor:
     """Return ``x + norm(act(conv(x)))``."""
     conv, act, norm = parts
-    activation = _activation_name(act)
+    activation = activation_name(act)
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         # In float32 also where the buffers are of lower precision.
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -127,12 +127,6 @@ def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tenso
     )
     _update_running_statistics(norm, mean, var, x.numel() // x.shape[1])
     return y
-
-
-def _activation_name(act: nn.Module) -> str | None:
-    if isinstance(act, nn.GELU):
-        return "gelu_tanh" if act.approximate == "tanh" else "gelu"
-    return "relu" if isinstance(act, nn.ReLU) else None
 
 
 def _update_running_statistics(norm: Any, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:

@@ -72,6 +72,17 @@ def available_backends(device: torch.device | str | None = None) -> tuple[str, .
     return tuple(name for name in BACKENDS if reasons[name] is None)
 
 
+def requested(op: str, backend: str | None) -> str | None:
+    """Return the backend that is asked for, by the caller or else by the context, if one is."""
+    check_backend(op, backend)
+    return backend if backend is not None else _requested
+
+
+def cannot_run(op: str, name: str, reason: str) -> RuntimeError:
+    """Return the error for a backend that was asked for and cannot run."""
+    return RuntimeError(f"{op}: backend {name!r} cannot run this call: {reason}")
+
+
 def choose(op: str, backend: str | None, order: Sequence[str], implementations: Mapping[str, Any], *args: Any) -> str:
     """Return the name of the implementation that runs this call.
 
@@ -87,14 +98,13 @@ def choose(op: str, backend: str | None, order: Sequence[str], implementations: 
         ValueError: the request is not a backend.
         RuntimeError: the requested backend cannot take these arguments.
     """
-    check_backend(op, backend)
-    name = backend if backend is not None else _requested
+    name = requested(op, backend)
     if name == REFERENCE:
         return REFERENCE
     if name is not None:
         reason = _why_not(name, implementations, *args)
         if reason is not None:
-            raise RuntimeError(f"{op}: backend {name!r} cannot run this call: {reason}")
+            raise cannot_run(op, name, reason)
         return name
     for name in order:
         reason = _why_not(name, implementations, *args)
