@@ -1,27 +1,32 @@
 // Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include, no include guard.
 
-// Copies at least kBytes bytes in vectors of kBytes. The last vector overlaps the one before it instead of leaving a
-// scalar tail; it writes the same values again, because source and target never overlap.
+// Copies kBytes bytes: a cache line, or a narrow vector.
 template <int kBytes>
-inline void copy_vectors(const char* in, char* out, int64_t bytes) {
-  typedef char vector_t __attribute__((vector_size(kBytes), aligned(1), may_alias));
-  const int64_t last = bytes - kBytes;
-  for (int64_t i = 0; i < last; i += kBytes) {
+inline void copy_chunk(const char* in, char* out) {
+  constexpr int kWidth = std::min(kBytes, kVectorBytes);
+  typedef char vector_t __attribute__((vector_size(kWidth), aligned(1), may_alias));
+  for (int i = 0; i < kBytes; i += kWidth) {
     *reinterpret_cast<vector_t*>(out + i) = *reinterpret_cast<const vector_t*>(in + i);
   }
-  *reinterpret_cast<vector_t*>(out + last) = *reinterpret_cast<const vector_t*>(in + last);
 }
 
-// Copies `runs` runs of `bytes` bytes as copy_vectors does. `ahead` leads to the runs that the walk reaches one step
-// later: the runs of a group lie a whole pixel apart, a pattern that hardware prefetchers miss.
+// Copies at least kBytes bytes in chunks of kBytes. The last chunk overlaps the one before it instead of leaving a
+// tail; it writes the same values again, because source and target never overlap.
 template <int kBytes>
-inline void copy_byte_runs(const char* in, char* out, int64_t runs, Step step, int64_t bytes, Step ahead) {
-  typedef char vector_t __attribute__((vector_size(kBytes), aligned(1), may_alias));
+inline void copy_chunks(const char* in, char* out, int64_t bytes) {
+  const int64_t last = bytes - kBytes;
+  for (int64_t i = 0; i < last; i += kBytes) copy_chunk<kBytes>(in + i, out + i);
+  copy_chunk<kBytes>(in + last, out + last);
+}
+
+// Copies `runs` runs of `bytes` bytes as copy_chunks does. `ahead` leads to the source of the runs that the walk
+// reaches one step later: the runs of a group lie a whole pixel apart, a pattern that hardware prefetchers miss.
+template <int kBytes>
+inline void copy_byte_runs(const char* in, char* out, int64_t runs, Step step, int64_t bytes, int64_t ahead) {
   const int64_t last = bytes - kBytes;
   const auto copy = [&](int64_t i) {
-    __builtin_prefetch(in + ahead.in + i);
-    __builtin_prefetch(out + ahead.out + i, 1);
-    *reinterpret_cast<vector_t*>(out + i) = *reinterpret_cast<const vector_t*>(in + i);
+    __builtin_prefetch(in + ahead + i);
+    copy_chunk<kBytes>(in + i, out + i);
   };
   for (int64_t r = 0; r < runs; ++r, in += step.in, out += step.out) {
     for (int64_t i = 0; i < last; i += kBytes) copy(i);
@@ -31,11 +36,11 @@ inline void copy_byte_runs(const char* in, char* out, int64_t runs, Step step, i
 
 // Copies run by run, in this order; a run is the elements of the innermost axis.
 template <typename scalar_t>
-void copy_runs(const scalar_t* in, scalar_t* out, int64_t runs, Step step, const Axis& element, Step ahead) {
+void copy_runs(const scalar_t* in, scalar_t* out, int64_t runs, Step step, const Axis& element, int64_t ahead) {
   constexpr int64_t kSize = sizeof(scalar_t);
   const int64_t bytes = element.size * kSize;
   if (element.step.in == 1 && element.step.out == 1 && bytes >= kNarrowBytes) {
-    const auto copy = bytes >= kVectorBytes ? copy_byte_runs<kVectorBytes> : copy_byte_runs<kNarrowBytes>;
+    const auto copy = bytes >= kLineBytes ? copy_byte_runs<kLineBytes> : copy_byte_runs<kNarrowBytes>;
     return copy(reinterpret_cast<const char*>(in), reinterpret_cast<char*>(out), runs, step * kSize, bytes,
                 ahead * kSize);
   }
@@ -74,7 +79,7 @@ void shift_rows(const scalar_t* in, scalar_t* out, const ShiftBlock& block) {
   const Axis &row = block.row, &run = block.run, &element = block.element;
   const int64_t last = row.size - 1;
   const auto copy_row = [&](int64_t to, int64_t from) {
-    const Step ahead = row.step * (from - to);
+    const int64_t ahead = row.step.in * (from - to);
     copy_runs(in + from * row.step.in, out + to * row.step.out, run.size, run.step, element, ahead);
   };
   if (!block.adjoint || last == 0) {
@@ -92,7 +97,7 @@ template <typename scalar_t>
 void shift_lines(const scalar_t* in, scalar_t* out, const ShiftBlock& block) {
   const Axis &row = block.row, &run = block.run, &element = block.element;
   const int64_t last = row.size - 1;
-  const Step ahead = run.step;
+  const int64_t ahead = run.step.in;
   const Axis one{1, {0, 0}};
   for (int64_t r = 0; r < run.size; ++r, in += run.step.in, out += run.step.out) {
     if (!block.adjoint || last == 0) {
@@ -130,7 +135,7 @@ void pull_row(const char* in, char* out, int64_t width, Step pixel, int64_t next
     for (const PulledGroup* group = groups; group < groups + count; ++group) {
       int64_t from = w + group->across;
       if constexpr (is_border) from = from < 0 ? 0 : from < width ? from : width - 1;
-      copy_vectors<kBytes>(in + group->source + from * pixel.in, out + w * pixel.out + group->offset, group->bytes);
+      copy_chunks<kBytes>(in + group->source + from * pixel.in, out + w * pixel.out + group->offset, group->bytes);
     }
   };
   pull_pixel(0, std::true_type{});
@@ -141,6 +146,6 @@ void pull_row(const char* in, char* out, int64_t width, Step pixel, int64_t next
 // As pull_row, for groups of any width from kNarrowBytes on.
 void pull_row_of(int64_t narrowest, const char* in, char* out, int64_t width, Step pixel, int64_t next_row,
                  const PulledGroup* groups, int64_t count) {
-  const auto pull = narrowest >= kVectorBytes ? pull_row<kVectorBytes> : pull_row<kNarrowBytes>;
+  const auto pull = narrowest >= kLineBytes ? pull_row<kLineBytes> : pull_row<kNarrowBytes>;
   pull(in, out, width, pixel, next_row, groups, count);
 }

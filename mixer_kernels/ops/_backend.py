@@ -74,8 +74,10 @@ def available_backends(device: torch.device | str | None = None) -> tuple[str, .
 
 def requested(op: str, backend: str | None) -> str | None:
     """Return the backend that is asked for, by the caller or else by the context, if one is."""
+    if backend is None:
+        return _requested
     check_backend(op, backend)
-    return backend if backend is not None else _requested
+    return backend
 
 
 def cannot_run(op: str, name: str, reason: str) -> RuntimeError:
@@ -90,8 +92,7 @@ def choose(op: str, backend: str | None, order: Sequence[str], implementations: 
         op: the op's name, for messages.
         backend: the caller's explicit request, or None.
         order: names in the automatic order of this device; the reference stands behind them and takes everything.
-        implementations: name -> module with ``why_not(*args) -> str | None``, for the kernels that the op has; the
-            reference is not among them.
+        implementations: name -> module with ``why_not(*args) -> str | None``, for all backends but the reference.
         *args: what ``why_not`` looks at.
 
     Raises:
@@ -102,12 +103,12 @@ def choose(op: str, backend: str | None, order: Sequence[str], implementations: 
     if name == REFERENCE:
         return REFERENCE
     if name is not None:
-        reason = _why_not(name, implementations, *args)
+        reason = implementations[name].why_not(*args)
         if reason is not None:
             raise cannot_run(op, name, reason)
         return name
     for name in order:
-        reason = _why_not(name, implementations, *args)
+        reason = implementations[name].why_not(*args)
         if reason is None:
             return name
         if not torch.compiler.is_compiling():
@@ -117,11 +118,5 @@ def choose(op: str, backend: str | None, order: Sequence[str], implementations: 
 
 def reasons(implementations: Mapping[str, Any], device: torch.device) -> dict[str, str | None]:
     """Return, for each backend, None if it runs an op on the device, else the reason."""
-    return {name: _why_not(name, implementations, device) for name in BACKENDS if name != REFERENCE} | {REFERENCE: None}
-
-
-def _why_not(name: str, implementations: Mapping[str, Any], *args: Any) -> str | None:
-    if name not in implementations:
-        return f"this op has no {name} kernels yet"
-    reason: str | None = implementations[name].why_not(*args)
-    return reason
+    why_not = {name: implementation.why_not(device) for name, implementation in implementations.items()}
+    return why_not | {REFERENCE: None}

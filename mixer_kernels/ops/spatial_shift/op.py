@@ -109,7 +109,9 @@ def _check(op: str, x: torch.Tensor, directions: Sequence[str]) -> list[int]:
         raise TypeError(f"{op}: directions must be a sequence of direction names, got {directions!r}")
     if not directions:
         raise ValueError(f"{op}: directions must name at least one direction, got {directions!r}")
+    codes = []
     for direction in directions:
         if direction not in DIRECTION_CODES:
             raise ValueError(f"{op}: directions must be of '+h', '-h', '+w', '-w', got {direction!r}")
-    return [DIRECTION_CODES[direction] for direction in directions]
+        codes.append(DIRECTION_CODES[direction])
+    return codes
