@@ -410,6 +410,11 @@ def test_every_instruction_set(dtype, isa):
         assert_accurate("native", lambda whole=whole: whole()[:3], arrange, **options)
 
 
+def test_without_onednn():
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert_accurate("native", lambda: draw((2, 20, 11, 13), (7, 7), torch.bfloat16), torch.clone, padding=3)
+
+
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gelu_everywhere(dtype, isa):

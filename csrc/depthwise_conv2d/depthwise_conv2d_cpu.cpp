@@ -87,7 +87,8 @@ Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* w
           .x = Map<const scalar_t>(x),
           .weight = weight,
           .flipped = false,
-          .amx = cpu_isa() == Isa::kAmx,
+          // Whether PyTorch's brgemm is there: oneDNN, which has it, can be switched off.
+          .amx = cpu_isa() == Isa::kAmx && at::native::cpublas::could_pack(at::kBFloat16),
           .channels_last = x.stride(1) == 1 && x.size(1) > 1};
 }
 
