@@ -35,13 +35,14 @@ TORCH_LIBRARY(mixer_kernels, m) {
       "-> (Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dweight1, Tensor dbias1, Tensor dweight2, "
       "Tensor dbias2)");
 
+  // allow_tf32: products of float32 may have TF32's precision, or more, whatever PyTorch's own setting says.
   m.def(
       "affine_token_linear_fwd(Tensor x, Tensor? alpha, Tensor? beta, Tensor weight, Tensor? bias, "
-      "Tensor? layer_scale) -> Tensor");
+      "Tensor? layer_scale, bool allow_tf32=False) -> Tensor");
   m.def(
       "affine_token_linear_bwd(Tensor dy, Tensor x, Tensor? alpha, Tensor? beta, Tensor weight, Tensor? bias, "
-      "Tensor? layer_scale) -> (Tensor dx, Tensor dalpha, Tensor dbeta, Tensor dweight, Tensor dbias, "
-      "Tensor dlayer_scale)");
+      "Tensor? layer_scale, bool allow_tf32=False) -> (Tensor dx, Tensor dalpha, Tensor dbeta, Tensor dweight, "
+      "Tensor dbias, Tensor dlayer_scale)");
 
   // x (B, H, W, 3C), unshifted, y and dy (B, H, W, C). The sums over the pixels `total` (B, C) and the weights of the
   // branches (B, 3, C) are float32, float64 for float64. Gradients that are not wanted are empty.

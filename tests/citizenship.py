@@ -34,11 +34,13 @@ def assert_exports(layer: torch.nn.Module, x: torch.Tensor) -> None:
     torch.testing.assert_close(program.module()(more), layer(more))
 
 
-def assert_accurate_under_autocast(ours: Function, reference: Function, inputs: Tensors, device: str) -> None:
-    """Cast float32 inputs to bfloat16, as accurately as PyTorch does."""
+def assert_accurate_under_autocast(
+    ours: Function, reference: Function, inputs: Tensors, device: str, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Take float32 inputs to an output of ``dtype`` under autocast to bfloat16, as accurately as PyTorch does."""
     with torch.autocast(device, dtype=torch.bfloat16):
         actual, expected = with_gradients(ours, inputs), with_gradients(reference, inputs)
-    assert actual[0].dtype == torch.bfloat16
+    assert actual[0].dtype == dtype
     assert all(gradient.dtype == torch.float32 for gradient in actual[1:])
     for one, other, truth in zip(actual, expected, with_gradients(reference, in_float64(inputs)), strict=True):
         error, allowed = ((value.double() - truth).norm() / truth.norm() for value in (one, other))

@@ -9,7 +9,7 @@ from types import ModuleType
 import accuracy
 import pytest
 import torch
-from accuracy import LAYOUTS, Arrange, Function, Tensors, as_it_is, with_gradients
+from accuracy import LAYOUTS, Arrange, Function, Tensors, as_it_is, in_float64, with_gradients
 from citizenship import assert_accurate_under_autocast, assert_captures, assert_compiles, assert_exports
 from digits import CHANNELS, TOKENS, assert_training_follows_the_reference
 from tolerances import assert_as_accurate
@@ -152,7 +152,30 @@ def test_parameters_of_the_channels_kept_in_float32(device, backend, dtype):
 
 def test_autocast(device, backend):
     inputs = draw((2, 49, 96), torch.float32, device)
-    assert_accurate_under_autocast(op(backend), op("reference"), inputs, device)
+    assert_accurate_under_autocast(op(backend), op("reference"), inputs, device, torch.float32)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_keeps_the_update(device, backend, dtype, scale):
+    x, *parameters = draw((2, 49, 96), torch.float32, device, scale)
+    for inputs in ([x, *parameters], [x.to(dtype), *parameters]):
+        with torch.autocast(device, dtype=dtype):
+            y, *gradients = with_gradients(op(backend), inputs)
+            plain = op("reference")(*inputs)
+        assert y.dtype == plain.dtype == torch.float32
+        assert [gradient.dtype for gradient in gradients] == [value.dtype for value in inputs]
+        updates = (value.double() - inputs[0].double() for value in (y, plain, op("reference")(*in_float64(inputs))))
+        assert_as_accurate(*(update.float() for update in updates))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_of_half_types_alone(device, backend, dtype):
+    inputs = draw((2, 49, 96), dtype, device)
+    expected = op(backend)(*inputs)
+    with torch.autocast(device, dtype=dtype):
+        y = op(backend)(*inputs)
+    assert torch.equal(y, expected)
 
 
 def test_float64_is_exact():
@@ -173,6 +196,16 @@ def test_every_instruction_set(dtype, isa):
         assert_accurate("native", lambda sizes=sizes: draw(sizes, dtype))
     assert_accurate("native", lambda: draw((13, 20, 40), dtype), LAYOUTS["transposed"])
     assert_accurate("native", lambda: draw((6, 49, 96), dtype, scale=1e-6))
+
+
+def test_every_instruction_set_under_autocast(isa):
+    for sizes in ((2, 49, 96), (6, 49, 96), (18, 5, 30), (4, 196, 130)):
+        inputs = draw(sizes, torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = with_gradients(op("native"), inputs)
+        expected = with_gradients(op("reference"), in_float64(inputs))
+        for one, truth in zip(actual, expected, strict=True):
+            assert (one - truth).norm() <= 2.0**-14 * truth.norm()
 
 
 @pytest.mark.parametrize("isa", ["avx2", "amx"], indirect=True)
@@ -276,6 +309,19 @@ def test_compile_whole_graph(device, backend, compiler, dynamic):
         return draw((batch, 5, 12), torch.float32, device)
 
     assert_compiles(op(backend), op("reference"), inputs, compiler, dynamic)
+
+
+def test_compile_under_autocast(device, backend):
+    torch._dynamo.reset()
+
+    def loss(*inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return op(backend)(*inputs).square().sum()
+
+    inputs = draw((2, 5, 12), torch.float32, device)
+    actual = with_gradients(torch.compile(loss, fullgraph=True), inputs)
+    for one, other in zip(actual, with_gradients(loss, inputs), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_export(device, backend):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from accuracy import LAYOUTS, Tensors, as_it_is, assert_accurate, in_float64, with_gradients
 from triton_tests import DEVICE, DTYPES, GPU, VIEWS, random, unused_tiles, use_small_tiles
 
 import mixer_kernels.functional as MF
-from mixer_kernels.ops.affine_token_linear import _triton_tiles, triton_impl
+from mixer_kernels.ops.affine_token_linear import _triton_launch, _triton_tiles, triton_impl
 
 pytest.importorskip("triton")
 
@@ -83,6 +85,18 @@ def test_the_gradient_of_the_weight_keeps_its_digits(variant: str) -> None:
     *_, exact, _, _ = with_gradients(reference, in_float64(inputs), dy)
     # What float16 itself loses of the result, whose smallest step is 6e-8.
     assert ((dweight.double() - exact).abs() <= 2e-3 * exact.abs().max() + 6e-8).all()
+
+
+def test_autocast_multiplies_in_tf32() -> None:
+    precisions: list[str] = []
+
+    def note(kernel: object, programs: int, arguments: dict[str, Any]) -> None:
+        precisions.append(arguments.get("PRECISION", "tf32"))
+
+    x, *parameters = (value.to("meta") for value in draw((1, 33, 16)))
+    _triton_launch.forward(note, x, _triton_launch.Parameters(*parameters), allow_tf32=True)
+    _triton_launch.backward(note, x, x, _triton_launch.Parameters(*parameters), allow_tf32=True)
+    assert set(precisions) == {"tf32"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

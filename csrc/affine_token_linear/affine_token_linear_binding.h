@@ -29,16 +29,16 @@ template <auto* forward, auto* backward>
 void bind_affine_token_linear(torch::Library& m) {
   m.impl("affine_token_linear_fwd",
          [](const at::Tensor& x, const OptionalTensor& alpha, const OptionalTensor& beta, const at::Tensor& weight,
-            const OptionalTensor& bias, const OptionalTensor& layer_scale) {
+            const OptionalTensor& bias, const OptionalTensor& layer_scale, bool allow_tf32) {
            check_affine_token_linear(x, alpha, beta, weight, bias, layer_scale);
-           return forward(x, alpha, beta, weight, bias, layer_scale);
+           return forward(x, alpha, beta, weight, bias, layer_scale, allow_tf32);
          });
   m.impl("affine_token_linear_bwd",
          [](const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& alpha, const OptionalTensor& beta,
-            const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& layer_scale) {
+            const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& layer_scale, bool allow_tf32) {
            check_affine_token_linear(x, alpha, beta, weight, bias, layer_scale);
            check_argument("affine_token_linear", "dy", dy, x, x.scalar_type(), x.sizes());
-           return backward(dy, x, alpha, beta, weight, bias, layer_scale);
+           return backward(dy, x, alpha, beta, weight, bias, layer_scale, allow_tf32);
          });
 }
 

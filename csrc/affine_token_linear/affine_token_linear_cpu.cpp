@@ -100,24 +100,36 @@ void fill_gradient(const at::Tensor& gradient, const F& value_of) {
   }
 }
 
+// Calls f with how AMX multiplies.
+template <typename scalar_t, typename F>
+auto with_amx_product(bool allow_tf32, const F& f) {
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (allow_tf32) return f(TypeTag<avx512_bf16::AmxProduct<float, 2>>{});
+  }
+  return f(TypeTag<avx512_bf16::AmxProduct<scalar_t>>{});
+}
+
 at::Tensor forward(const at::Tensor& x, const OptionalTensor& alpha, const OptionalTensor& beta,
-                   const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& layer_scale) {
+                   const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& layer_scale,
+                   bool allow_tf32) {
   at::Tensor y = empty_contiguous_output(x);
   if (x.numel() == 0) return y;
   dispatch_floating(x.scalar_type(), "affine_token_linear", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Arguments<scalar_t> arguments(x, alpha, beta, weight, bias, layer_scale);
+    const auto amx = with_amx_product<scalar_t>(allow_tf32, [](auto product) {
+      return &avx512_bf16::affine_token_linear_forward<scalar_t, typename decltype(product)::type>;
+    });
     select_isa(&baseline::affine_token_linear_forward<scalar_t>, &avx2::affine_token_linear_forward<scalar_t>,
                &avx512::affine_token_linear_forward<scalar_t>, &avx512_bf16::affine_token_linear_forward<scalar_t>,
-               &avx512_bf16::affine_token_linear_forward<scalar_t, avx512_bf16::AmxProduct<scalar_t>>)(
-        arguments.call(), Rows<scalar_t>(y));
+               amx)(arguments.call(), Rows<scalar_t>(y));
   });
   return y;
 }
 
 AffineTokenLinearBackward backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& alpha,
                                    const OptionalTensor& beta, const at::Tensor& weight, const OptionalTensor& bias,
-                                   const OptionalTensor& layer_scale) {
+                                   const OptionalTensor& layer_scale, bool allow_tf32) {
   at::Tensor dx = empty_contiguous_output(x);
   at::Tensor dalpha = empty_gradient(alpha, x), dbeta = empty_gradient(beta, x);
   at::Tensor dlayer_scale = empty_gradient(layer_scale, x);
@@ -132,12 +144,14 @@ AffineTokenLinearBackward backward(const at::Tensor& dy, const at::Tensor& x, co
     const AffineLinear<scalar_t>& call = arguments.call();
     const int64_t channels = x.size(2);
     const Scratch<acc_of<scalar_t>> sums(3 * channels);
+    const auto amx = with_amx_product<scalar_t>(allow_tf32, [](auto product) {
+      return &avx512_bf16::affine_token_linear_backward<scalar_t, typename decltype(product)::type>;
+    });
     select_isa(&baseline::affine_token_linear_backward<scalar_t>, &avx2::affine_token_linear_backward<scalar_t>,
                &avx512::affine_token_linear_backward<scalar_t>, &avx512_bf16::affine_token_linear_backward<scalar_t>,
-               &avx512_bf16::affine_token_linear_backward<scalar_t, avx512_bf16::AmxProduct<scalar_t>>)(
-        call, Rows<const scalar_t>(dy),
-        Gradients<scalar_t>{Rows<scalar_t>(dx), dweight.mutable_data_ptr<scalar_t>(),
-                            bias ? dbias.mutable_data_ptr<scalar_t>() : nullptr, sums.get()});
+               amx)(call, Rows<const scalar_t>(dy),
+                    Gradients<scalar_t>{Rows<scalar_t>(dx), dweight.mutable_data_ptr<scalar_t>(),
+                                        bias ? dbias.mutable_data_ptr<scalar_t>() : nullptr, sums.get()});
     const auto *xu = sums.get(), *dy_rowsum = xu + channels, *dy_bias = dy_rowsum + channels;
     fill_gradient<scalar_t>(dalpha, [&](int64_t i) { return call.layer_scale[i] * xu[i]; });
     fill_gradient<scalar_t>(dbeta, [&](int64_t i) { return call.layer_scale[i] * dy_rowsum[i]; });

@@ -17,7 +17,7 @@ namespace {
 class Arguments {
  public:
   Arguments(const at::Tensor& x, const OptionalTensor& alpha, const OptionalTensor& beta, const at::Tensor& weight,
-            const OptionalTensor& bias, const OptionalTensor& layer_scale)
+            const OptionalTensor& bias, const OptionalTensor& layer_scale, bool allow_tf32)
       : alpha_(contiguous(alpha)),
         beta_(contiguous(beta)),
         weight_(weight.contiguous()),
@@ -26,7 +26,7 @@ class Arguments {
     constexpr auto op = "affine_token_linear";
     check_token_kernels(op, x, x.size(1));
     arguments_.type = element_type_of(x, op);
-    arguments_.allow_tf32 = allows_tf32();
+    arguments_.allow_tf32 = allow_tf32 || allows_tf32();
     arguments_.batch = x.size(0);
     arguments_.tokens = x.size(1);
     arguments_.channels = x.size(2);
@@ -52,9 +52,10 @@ class Arguments {
 };
 
 at::Tensor forward(const at::Tensor& x, const OptionalTensor& alpha, const OptionalTensor& beta,
-                   const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& layer_scale) {
+                   const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& layer_scale,
+                   bool allow_tf32) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Arguments arguments(x, alpha, beta, weight, bias, layer_scale);
+  const Arguments arguments(x, alpha, beta, weight, bias, layer_scale, allow_tf32);
   at::Tensor y = empty_contiguous_output(x);
   if (x.numel() > 0) {
     const at::Tensor workspace = empty_workspace(x, affine_token_linear_fwd_workspace(arguments.get()));
@@ -67,9 +68,9 @@ at::Tensor forward(const at::Tensor& x, const OptionalTensor& alpha, const Optio
 
 AffineTokenLinearBackward backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& alpha,
                                    const OptionalTensor& beta, const at::Tensor& weight, const OptionalTensor& bias,
-                                   const OptionalTensor& layer_scale) {
+                                   const OptionalTensor& layer_scale, bool allow_tf32) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Arguments arguments(x, alpha, beta, weight, bias, layer_scale);
+  const Arguments arguments(x, alpha, beta, weight, bias, layer_scale, allow_tf32);
   at::Tensor dx = empty_contiguous_output(x);
   at::Tensor dalpha = empty_gradient(alpha, x), dbeta = empty_gradient(beta, x);
   at::Tensor dlayer_scale = empty_gradient(layer_scale, x);

@@ -1,4 +1,4 @@
-// Operands of products in the tiles of AMX: bfloat16, and float32 as three bfloat16 parts.
+// Operands of products in the tiles of AMX: bfloat16, and float32 as two or three bfloat16 parts.
 // Compiled once for each instruction set by foreach_isa.h after amx_tiles_simd.h, inside a namespace.
 //
 // Operands lie in strips: 16 rows of a left one, 16 columns of a right one, and of those tile after tile along the
@@ -12,16 +12,23 @@ constexpr int64_t kStep = 2 * kTileSide;  // of the depth
 
 inline int64_t depth_steps(int64_t depth) { return (depth + kStep - 1) / kStep; }
 
-// The products of parts that are added up, the smallest first, each with a part of the one before.
+// The products of parts that are added up, each with a part of the one before.
 template <int kParts>
-struct PartProducts {
-  static constexpr int kCount = kParts * (kParts + 1) / 2;
-  static constexpr int kLeft[kCount] = {2, 1, 1, 0, 0, 0}, kRight[kCount] = {0, 0, 1, 1, 2, 0};
-};
+struct PartProducts;
 
 template <>
 struct PartProducts<1> {
   static constexpr int kCount = 1, kLeft[] = {0}, kRight[] = {0};
+};
+
+template <>
+struct PartProducts<2> {
+  static constexpr int kCount = 3, kLeft[] = {1, 0, 0}, kRight[] = {0, 0, 1};
+};
+
+template <>
+struct PartProducts<3> {
+  static constexpr int kCount = 6, kLeft[] = {2, 1, 1, 0, 0, 0}, kRight[] = {0, 0, 1, 1, 2, 0};
 };
 
 // How the depth of an operand is cut.
@@ -63,7 +70,7 @@ struct Split {
       parts[part] = ((Bits)value + 0x8000) & keep;
       value -= (Vector<float>)parts[part];
     }
-    // All of the rest, but for bits below the smallest normal number.
+    // Of three parts, all of the rest, but for bits below the smallest normal number.
     parts[kParts - 1] = (Bits)value & kPart;
   }
 

@@ -53,14 +53,15 @@ def check_like(op: str, name: str, value: torch.Tensor, x: torch.Tensor) -> None
 def check_operand(op: str, name: str, value: torch.Tensor, shape: Sequence[int | str], x: torch.Tensor) -> torch.Tensor:
     """Check a tensor of this shape, where a string stands for any size; return it in x's dtype.
 
-    ``x`` is in the dtype of autocast where that is on, and ``value`` is cast to it as well.
+    Under autocast ``x`` is in the dtype that the op runs in, and ``value`` is cast to it as well.
     """
     # Nearly always, and quick to see: on a small input the checks take as long as the kernel.
     if isinstance(value, torch.Tensor) and value.dtype == x.dtype and value.shape == shape and value.device == x.device:
         return value
     check_tensor(op, name, value)
     check_shape(op, name, value, shape)
-    value = autocast(value)
+    if autocasts(value) and autocasts(x):
+        value = value.to(x.dtype)
     check_like(op, name, value, x)
     return value
 
@@ -78,7 +79,7 @@ def check_channel_parameter(
     check_shape(op, name, value, (channels,))
     check_device(op, name, value, x)
     if value.dtype not in (x.dtype, torch.float32):
-        if _autocasts(value):
+        if autocasts(value):
             return value.float().contiguous()
         raise TypeError(f"{op}: {name} must have x's dtype {x.dtype} or torch.float32, got {value.dtype}")
     return value.contiguous()
@@ -86,7 +87,14 @@ def check_channel_parameter(
 
 def autocast(value: torch.Tensor) -> torch.Tensor:
     """Return ``value`` in the dtype of autocast where it is on; float64 stays, as in PyTorch's own ops."""
-    return value.to(torch.get_autocast_dtype(value.device.type)) if _autocasts(value) else value
+    return value.to(torch.get_autocast_dtype(value.device.type)) if autocasts(value) else value
+
+
+def autocasts(value: torch.Tensor) -> bool:
+    """Return whether autocast is on where ``value`` is, and of concern for its dtype."""
+    # Meta tensors have no autocast; torch.compile of torch 2.11 does not trace the question whether a device has it.
+    device = value.device.type
+    return device != "meta" and torch.is_autocast_enabled(device) and value.dtype != torch.float64
 
 
 def check_writable(op: str, name: str, value: torch.Tensor) -> None:
@@ -110,12 +118,6 @@ def check_writable(op: str, name: str, value: torch.Tensor) -> None:
             f"{op}: {name} must not overlap itself in memory, "
             f"got shape {tuple(value.shape)} and strides {value.stride()}"
         )
-
-
-def _autocasts(value: torch.Tensor) -> bool:
-    # Meta tensors have no autocast; torch.compile of torch 2.11 does not trace the question whether a device has it.
-    device = value.device.type
-    return device != "meta" and torch.is_autocast_enabled(device) and value.dtype != torch.float64
 
 
 def needs_grad(*values: torch.Tensor | None) -> bool:

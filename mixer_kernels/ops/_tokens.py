@@ -11,13 +11,12 @@ from mixer_kernels.ops import _checks
 Optional = torch.Tensor | None
 
 
-def check_tokens(op: str, x: torch.Tensor) -> torch.Tensor:
-    """Check ``x``, (B, S, C); return it in the dtype of autocast where that is on."""
+def check_tokens(op: str, x: torch.Tensor) -> None:
+    """Check ``x``, (B, S, C)."""
     _checks.check_tensor(op, "x", x)
     _checks.check_dims(op, "x", x, "(B, S, C)")
     if x.shape[1] == 0 or x.shape[2] == 0:
         raise ValueError(f"{op}: x must have at least one token and one channel, got shape {tuple(x.shape)}")
-    return _checks.autocast(x)
 
 
 def check_linear(

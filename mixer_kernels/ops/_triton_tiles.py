@@ -80,15 +80,15 @@ def block(tiles: Tiles, kernel: str, x: torch.Tensor) -> dict[str, Any]:
     return _constants(_tile(tiles, kernel, x), x)
 
 
-def in_strips(tiles: Tiles, kernel: str, x: torch.Tensor, rows: int) -> dict[str, Any]:
+def in_strips(tiles: Tiles, kernel: str, x: torch.Tensor, rows: int, allow_tf32: bool = False) -> dict[str, Any]:
     """Return the constants of a launch of ``kernel``, which computes strips of ``rows`` rows in all."""
-    return with_strips(_tile(tiles, kernel, x), x, rows)
+    return with_strips(_tile(tiles, kernel, x, allow_tf32), x, rows, allow_tf32)
 
 
-def with_strips(tile: Tile, x: torch.Tensor, rows: int) -> dict[str, Any]:
+def with_strips(tile: Tile, x: torch.Tensor, rows: int, allow_tf32: bool = False) -> dict[str, Any]:
     """Return the constants of a launch with this tile, cut into strips."""
     widths = strips(rows, tile)
-    return _constants(tile, x) | {"STRIPS": widths, "ROWS": sum(widths)}
+    return _constants(tile, x, allow_tf32) | {"STRIPS": widths, "ROWS": sum(widths)}
 
 
 def strips(rows: int, tile: Tile) -> tuple[int, ...]:
@@ -110,10 +110,10 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def input_precision(x: torch.Tensor) -> str:
-    """Return how a product of float32 numbers may be computed: "tf32" where PyTorch's own would be, else "ieee"."""
-    allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed and _triton.target().startswith("sm_") else "ieee"
+def input_precision(x: torch.Tensor, allow_tf32: bool = False) -> str:
+    """Return how a product of float32 numbers is computed: "tf32" where that, or PyTorch's own, may be, else "ieee"."""
+    allowed = allow_tf32 or torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if x.dtype == torch.float32 and allowed and _triton.target().startswith("sm_") else "ieee"
 
 
 def chip() -> str:
@@ -134,17 +134,17 @@ def aligned(x: torch.Tensor) -> bool:
     return x.size(2) % 16 == 0
 
 
-def _tile(tiles: Tiles, kernel: str, x: torch.Tensor) -> Tile:
-    arithmetic = "half" if x.element_size() == 2 else input_precision(x)
+def _tile(tiles: Tiles, kernel: str, x: torch.Tensor, allow_tf32: bool = False) -> Tile:
+    arithmetic = "half" if x.element_size() == 2 else input_precision(x, allow_tf32)
     if arithmetic != "ieee" and not aligned(x):
         arithmetic = f"odd {arithmetic}"
     chips = tiles.get((kernel, arithmetic)) or tiles["any", arithmetic]
     return chips[chip()]
 
 
-def _constants(tile: Tile, x: torch.Tensor) -> dict[str, Any]:
+def _constants(tile: Tile, x: torch.Tensor, allow_tf32: bool = False) -> dict[str, Any]:
     return {
-        "PRECISION": input_precision(x),
+        "PRECISION": input_precision(x, allow_tf32),
         "ROWS": tile.narrow,
         "WIDE": tile.wide,
         "DEPTH": tile.depth,

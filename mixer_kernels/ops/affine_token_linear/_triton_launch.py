@@ -42,11 +42,11 @@ class Folded(NamedTuple):
     unit: torch.Tensor
 
 
-def forward(launch: Launch, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+def forward(launch: Launch, x: torch.Tensor, parameters: Parameters, allow_tf32: bool = False) -> torch.Tensor:
     """Return y."""
     x = channels_together(x)
     batch, tokens, channels = x.shape
-    constants = in_strips(tiles.TILES, "fwd", x, tokens)
+    constants = in_strips(tiles.TILES, "fwd", x, tokens, allow_tf32)
     height, width = round_up(tokens, constants["ROWS"]), round_up(tokens, constants["DEPTH"])
     folded = _fold(launch, x, parameters, height, width)
     y = x.new_empty(x.shape)
@@ -72,12 +72,12 @@ def forward(launch: Launch, x: torch.Tensor, parameters: Parameters) -> torch.Te
 
 
 def backward(
-    launch: Launch, dy: torch.Tensor, x: torch.Tensor, parameters: Parameters
+    launch: Launch, dy: torch.Tensor, x: torch.Tensor, parameters: Parameters, allow_tf32: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x and the parameters."""
     dy, x = channels_together(dy), channels_together(x)
     batch, tokens, channels = x.shape
-    constants = in_strips(tiles.TILES, "bwd_dx", x, tokens)
+    constants = in_strips(tiles.TILES, "bwd_dx", x, tokens, allow_tf32)
     height, width = round_up(tokens, constants["DEPTH"]), round_up(tokens, constants["ROWS"])
     folded = _fold(launch, x, parameters, height, width)
     row_tiles, c_tiles = cdiv(tokens, constants["ROWS"]), cdiv(channels, constants["WIDE"])
@@ -108,7 +108,7 @@ def backward(
 
     dalpha, dbeta, dlayer_scale = _channel_gradients(launch, partial_channels, x, parameters)
     sums = Sums(x)
-    to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens)
+    to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens, allow_tf32)
     factor = Factor(folded.factor_scale, folded.factor_shift, folded.unit)
     dweight = sums.add(weight_gradient(launch, to_weight, dy, x, factor), parameters.weight)
     dbias = sums.add(partial_tokens, parameters.bias)

@@ -16,10 +16,16 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
 
 
 def forward(
-    x: torch.Tensor, alpha: Optional, beta: Optional, weight: torch.Tensor, bias: Optional, layer_scale: Optional
+    x: torch.Tensor,
+    alpha: Optional,
+    beta: Optional,
+    weight: torch.Tensor,
+    bias: Optional,
+    layer_scale: Optional,
+    allow_tf32: bool = False,
 ) -> torch.Tensor:
     """Return y, (B, S, C)."""
-    return torch.ops.mixer_kernels.affine_token_linear_fwd(x, alpha, beta, weight, bias, layer_scale)
+    return torch.ops.mixer_kernels.affine_token_linear_fwd(x, alpha, beta, weight, bias, layer_scale, allow_tf32)
 
 
 def backward(
@@ -30,9 +36,10 @@ def backward(
     weight: torch.Tensor,
     bias: Optional,
     layer_scale: Optional,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """Return the gradients of x and the five parameters in their order; empty where the parameter is absent."""
-    return torch.ops.mixer_kernels.affine_token_linear_bwd(dy, x, alpha, beta, weight, bias, layer_scale)
+    return torch.ops.mixer_kernels.affine_token_linear_bwd(dy, x, alpha, beta, weight, bias, layer_scale, allow_tf32)
 
 
 if _native.extension is not None:

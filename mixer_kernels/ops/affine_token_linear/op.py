@@ -36,14 +36,14 @@ class AffineTokenLinearFunction(torch.autograd.Function):
     ) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
         ctx.save_for_backward(x, alpha, beta, weight, bias, layer_scale)
-        ctx.backend = backend
-        return IMPLEMENTATIONS[backend].forward(x, alpha, beta, weight, bias, layer_scale)
+        ctx.backend, ctx.allow_tf32 = backend, _checks.autocasts(x)
+        return IMPLEMENTATIONS[backend].forward(x, alpha, beta, weight, bias, layer_scale, ctx.allow_tf32)
 
     @staticmethod
     @_autograd.once_differentiable
     def backward(ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
-        gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, *saved)
+        gradients = IMPLEMENTATIONS[ctx.backend].backward(dy, *saved, ctx.allow_tf32)
         return *_checks.wanted(gradients, ctx.needs_input_grad), None
 
 
@@ -63,8 +63,10 @@ def affine_token_linear(
     else over the channels (arXiv 2105.03404). It is one product: Affine, bias, LayerScale and residual fold exactly
     into what follows it, in float32, so that a small LayerScale loses nothing in half precision. Backward keeps x.
 
-    Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the channels are not. ``y``
-    is of that dtype, too: where LayerScale is too small for it, call this outside of autocast, on a float32 ``x``.
+    Under autocast ``y`` is of the dtype that it has in eager PyTorch. Where ``x`` or ``layer_scale`` is float32, that
+    is float32, as in a published ResMLP from its first layer on: a LayerScale may be too small for an ``x`` in half
+    precision. The op runs in float32 then, and its products keep at least the digits of TF32, as many as float16 has.
+    Where both are of autocast's dtype, ``weight`` and ``bias`` are cast to it.
 
     Args:
         x: tokens, (B, S, C), float32, float16, bfloat16 or float64, any strides.
@@ -84,7 +86,9 @@ def affine_token_linear(
         RuntimeError: the tensors are on different devices, or the backend asked for cannot run.
     """
     op = "affine_token_linear"
-    x = _tokens.check_tokens(op, x)
+    _tokens.check_tokens(op, x)
+    if _checks.autocasts(x):
+        x = x.to(_autocast_dtype(x, layer_scale))
     alpha = _channel_parameter(op, "alpha", alpha, x)
     beta = _channel_parameter(op, "beta", beta, x)
     weight, bias = _tokens.check_linear(op, x, "weight", weight, (x.shape[1], x.shape[1]), "bias", bias)
@@ -94,13 +98,19 @@ def affine_token_linear(
     if name == _backend.REFERENCE:
         return reference.affine_token_linear(*arguments)
     if not _checks.needs_grad(*arguments):
-        return IMPLEMENTATIONS[name].forward(*arguments)
+        return IMPLEMENTATIONS[name].forward(*arguments, _checks.autocasts(x))
     return AffineTokenLinearFunction.apply(*arguments, name)
 
 
 def why_not(device: torch.device) -> dict[str, str | None]:
     """Return, for each backend, None if it runs this op on the device, else the reason."""
     return _backend.reasons(IMPLEMENTATIONS, device)
+
+
+def _autocast_dtype(x: torch.Tensor, layer_scale: Optional) -> torch.dtype:
+    """Return the dtype of x + layer_scale * update for an update of autocast's dtype."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return dtype if x.dtype == getattr(layer_scale, "dtype", dtype) == dtype else torch.float32
 
 
 def _channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor) -> Optional:

@@ -34,10 +34,11 @@ def forward(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     layer_scale: torch.Tensor | None,
+    allow_tf32: bool = False,
 ) -> torch.Tensor:
     """Return ``x + layer_scale * (weight @ (alpha * x + beta) + bias)``."""
     with torch.cuda.device_of(x):
-        return _triton_launch.forward(run, x, Parameters(alpha, beta, weight, bias, layer_scale))
+        return _triton_launch.forward(run, x, Parameters(alpha, beta, weight, bias, layer_scale), allow_tf32)
 
 
 @triton_op("affine_token_linear_triton_bwd", _fake.backward)
@@ -49,10 +50,11 @@ def backward(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     layer_scale: torch.Tensor | None,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x and the five parameters in their order; of an absent one, an empty tensor."""
     with torch.cuda.device_of(x):
-        return _triton_launch.backward(run, dy, x, Parameters(alpha, beta, weight, bias, layer_scale))
+        return _triton_launch.backward(run, dy, x, Parameters(alpha, beta, weight, bias, layer_scale), allow_tf32)
 
 
 # Shape of x and dtypes: the published sizes of ResMLP at two patch sizes, more tokens than one program takes,

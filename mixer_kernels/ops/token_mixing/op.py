@@ -209,7 +209,8 @@ def _check_tokens(
     op: str, x: torch.Tensor, norm_weight: Optional, norm_bias: Optional
 ) -> tuple[torch.Tensor, Optional, Optional]:
     """Check x and the parameters of its norm; return them as the kernels take them."""
-    x = _tokens.check_tokens(op, x)
+    _tokens.check_tokens(op, x)
+    x = _checks.autocast(x)
     norm_weight = _checks.check_channel_parameter(op, "norm_weight", norm_weight, x, x.shape[2])
     norm_bias = _checks.check_channel_parameter(op, "norm_bias", norm_bias, x, x.shape[2])
     if norm_weight is not None and norm_bias is not None and norm_bias.dtype != norm_weight.dtype:
