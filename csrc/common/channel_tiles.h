@@ -8,8 +8,7 @@
 
 namespace mixer_kernels {
 
-constexpr int64_t kStripRows = 16;  // of a tile of AMX: products write as many
-constexpr int64_t kTileRows = 32;
+constexpr int64_t kStripRows = 16;         // of a tile of AMX: products write as many
 constexpr int64_t kGradientColumns = 128;  // of a tile in backward: sums of gradients are read and written once a tile
 
 inline int64_t whole_strips(int64_t rows) { return (rows + kStripRows - 1) / kStripRows * kStripRows; }

@@ -1,6 +1,9 @@
 // Tiles of channels, their rows as accumulators, and sums over parts of the tasks.
 // Compiled once for each instruction set by foreach_isa.h after vector_simd.h, inside a namespace.
 
+// Rows of a product that are made at a time: whole strips of AMX, elsewhere whole blocks of vector_product_simd.h.
+constexpr int64_t kTileRows = kVectorBytes == 64 ? 32 : 36;
+
 // The columns of one image that one task works on.
 struct Tile {
   int64_t image, first, columns;  // channels [first, first + columns)

@@ -9,6 +9,8 @@
 // 24 accumulators of the 32 registers of AVX-512, 12 of the 16 elsewhere.
 constexpr int kBlockRows = 6;
 constexpr int kBlockVectors = kVectorBytes == 64 ? 4 : 2;
+// Of the depth: beside 12 products a step, the loop's own instructions count.
+constexpr int kStepsAtOnce = kVectorBytes == 64 ? 1 : 4;
 
 template <typename operand_t, int kRows, int kVectors>
 void multiply_block(const operand_t* a, int64_t lda, const unit_type<operand_t>* panel, int64_t ld_panel, int64_t steps,
@@ -19,6 +21,7 @@ void multiply_block(const operand_t* a, int64_t lda, const unit_type<operand_t>*
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<acc_t>{};
   }
+#pragma GCC unroll kStepsAtOnce
   for (int64_t step = 0; step < steps; ++step) {
     UnitVector<operand_t> column[kVectors];
     for (int v = 0; v < kVectors; ++v) column[v] = load(panel + step * ld_panel + v * lanes);
@@ -57,11 +60,14 @@ void multiply_panel(int64_t rows, int64_t columns, int64_t depth, const operand_
   const int64_t vectors = columns / lanes, blocks = (vectors + kBlockVectors - 1) / kBlockVectors;
   // A long sum is made of short ones: one running sum would lose about a digit of float32.
   const int64_t steps = units<operand_t>(depth), parts = std::max<int64_t>(1, (steps + kLongestSum - 1) / kLongestSum);
+  const auto begin_of = [&](int64_t part) {
+    return part == parts ? steps : part * steps / parts / kStepsAtOnce * kStepsAtOnce;
+  };
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * vectors / blocks, last = (block + 1) * vectors / blocks;
     const int64_t column = first * lanes;
     for (int64_t part = 0; part < parts; ++part) {
-      const int64_t begin = part * steps / parts, end = (part + 1) * steps / parts;
+      const int64_t begin = begin_of(part), end = begin_of(part + 1);
       // This piece of the panel stays in the first-level cache.
       for (int64_t row = 0; row < rows; row += kBlockRows) {
         const int64_t block_rows = std::min<int64_t>(kBlockRows, rows - row);
