@@ -61,8 +61,8 @@ def backward(
 # channels that vectors divide but Triton does not know to, and sizes that neither tiles nor vectors divide.
 COMPILED = (
     ((64, 196, 384), (BFLOAT16, FLOAT16, FLOAT32, TF32)),
-    ((64, 49, 384), (BFLOAT16,)),
-    ((64, 784, 768), (BFLOAT16,)),
+    ((64, 49, 384), (BFLOAT16, TF32)),
+    ((64, 784, 768), (BFLOAT16, TF32)),
     ((64, 196, 200), (BFLOAT16, TF32)),
     ((3, 17, 30), (BFLOAT16, FLOAT32)),
 )
