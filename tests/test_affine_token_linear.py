@@ -198,12 +198,14 @@ def test_every_instruction_set(dtype, isa):
     assert_accurate("native", lambda: draw((6, 49, 96), dtype, scale=1e-6))
 
 
-def test_every_instruction_set_under_autocast(isa):
+@pytest.mark.parametrize("arrange", [as_it_is, LAYOUTS["transposed"]], ids=["contiguous", "transposed"])
+def test_every_instruction_set_under_autocast(isa, arrange):
     for sizes in ((2, 49, 96), (6, 49, 96), (18, 5, 30), (4, 196, 130)):
         inputs = draw(sizes, torch.float32)
+        dy = torch.randn_like(inputs[0])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = with_gradients(op("native"), inputs)
-        expected = with_gradients(op("reference"), in_float64(inputs))
+            actual = with_gradients(op("native"), inputs, arrange(dy), arrange)
+        expected = with_gradients(op("reference"), in_float64(inputs), dy)
         for one, truth in zip(actual, expected, strict=True):
             assert (one - truth).norm() <= 2.0**-14 * truth.norm()
 
@@ -369,6 +371,20 @@ def test_layers_swap_by_state_dict(device, backend, name):
     fused.load_state_dict(plain.state_dict())
     x = torch.randn(2, 9, 24, device=device)
     torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["AffineTokenLinear", "ResMLPBlock"])
+def test_layers_keep_a_small_update_under_autocast(device, backend, name):
+    plain = getattr(reference_layers, name)(96, 49, init_values=1e-5, device=device)
+    fused = getattr(mixer_kernels, name)(96, 49, init_values=1e-5, backend=backend, device=device)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 49, 96, device=device, dtype=torch.bfloat16)
+    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
+        outputs = [layer(x) for layer in (fused, plain)]
+    assert all(y.dtype == torch.float32 for y in outputs)
+    with torch.no_grad():
+        outputs.append(plain.double()(x.double()))
+    assert_as_accurate(*((y.double() - x.double()).float() for y in outputs))
 
 
 def test_a_timm_block_swaps_by_state_dict(backend):
