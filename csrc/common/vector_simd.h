@@ -52,12 +52,12 @@ inline Vector<T> broadcast(T value) {
   return value - Vector<T>{};
 }
 
-// Keeps a vector, or an address, in a register: compilers else load the vector again for each of its uses, or hold an
-// address for each offset from it.
+// Keeps a vector, an address or a number in a register, its value unknown: compilers else load the vector again for
+// each of its uses, hold an address for each offset from it, or compile a loop again for each value.
 template <typename T>
 inline void keep_in_register(T& value) {
 #if defined(__x86_64__)
-  if constexpr (std::is_pointer_v<T>) {
+  if constexpr (std::is_scalar_v<T>) {
     asm("" : "+r"(value));
   } else {
     asm("" : "+v"(value));

@@ -17,7 +17,8 @@ class LaneKernels {
         size_(c.kernel.h * taps_ * lanes),
         units_((c.channels + lanes - 1) / lanes * size_) {
     at::parallel_for(0, (c.channels + lanes - 1) / lanes, rows_per_task(size_), [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) fill(block);
+      const Scratch<unit_t> room(c.kernel.h * c.kernel.w * lanes);
+      for (int64_t block = begin; block < end; ++block) fill(block, room.get());
     });
   }
 
@@ -32,30 +33,28 @@ class LaneKernels {
   }
 
  private:
-  void fill(int64_t block) {
+  void fill(int64_t block, unit_t* natural) {
+    const int64_t taps = c_.kernel.h * c_.kernel.w, channel = block * lanes;
+    Map<const scalar_t> map;
+    map.channel_step = taps;
+    map.column_step = 1;
+    load_pixels(map, c_.weight + channel * taps, std::min(lanes, c_.channels - channel), taps, natural);
+    const auto weights = [&](int64_t kh, int64_t kw) {
+      const int64_t tap = kh * c_.kernel.w + kw;
+      return load(natural + (c_.flipped ? taps - 1 - tap : tap) * lanes);
+    };
     unit_t* to = units_.get() + block * size_;
     for (int64_t tap = 0; tap < taps_; ++tap) {
       const int64_t kw = column(tap);
       for (int64_t kh = 0; kh < c_.kernel.h; ++kh, to += lanes) {
-        const Vector<acc_t> first = weights(block * lanes, kh, kw);
+        Vector<unit_t> unit = weights(kh, kw);
         if constexpr (kUnitDepth<operand_t> == 2) {
           const bool repeated = kw < tap * 2;
-          store(to, round_to_units<operand_t>(repeated ? Vector<acc_t>{} : first, weights(block * lanes, kh, kw + 1)));
-        } else {
-          store(to, first);
+          unit = (repeated ? Vector<unit_t>{} : unit) | weights(kh, kw + 1) << 16;
         }
+        store(to, unit);
       }
     }
-  }
-
-  Vector<acc_t> weights(int64_t channel, int64_t kh, int64_t kw) const {
-    const int64_t taps = c_.kernel.h * c_.kernel.w, tap = kh * c_.kernel.w + kw;
-    const scalar_t* const from = c_.weight + channel * taps + (c_.flipped ? taps - 1 - tap : tap);
-    Vector<acc_t> values{};
-    for (int64_t c = 0; c < std::min(lanes, c_.channels - channel); ++c) {
-      values[c] = static_cast<acc_t>(from[c * taps]);
-    }
-    return values;
   }
 
   const Correlation<scalar_t>& c_;
@@ -64,11 +63,11 @@ class LaneKernels {
 };
 
 // Where sums of a block of channels go. The bias last: a sum that begins with it is rounded at its size.
-template <typename acc_t>
+template <typename out_t>
 struct LaneOutputs {
-  acc_t* data;
+  out_t* data;
   int64_t row_step, column_step;
-  Vector<acc_t> bias;
+  Vector<acc_type<out_t>> bias;
 };
 
 // What is asked for while products run.
@@ -77,18 +76,20 @@ struct LanesAhead {
   int64_t row_step, column_step;
 };
 
-// kBlockRows rows of kVectors outputs under kTaps rows of the kernel, added to `out` if `accumulate`. offsets: where
-// the first output finds its inputs, for each tap of a row; weight: (taps, kernel_rows, lanes).
-template <typename operand_t, int kTaps, int kVectors>
-void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, const int64_t* offsets, int64_t taps,
+// kBlockRows rows of kVectors outputs under kTaps rows of the kernel, added to `out` if `accumulate`. rows: of the
+// inputs that are not padding. offsets: where the first output finds its inputs, for each tap of a row; weight: (taps,
+// kernel_rows, lanes).
+template <typename operand_t, typename out_t, int kTaps, int kVectors>
+void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, Range rows, const int64_t* offsets, Range taps,
                          const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate,
-                         const LaneOutputs<acc_type<operand_t>>& out, const LanesAhead& ahead) {
+                         const LaneOutputs<out_t>& out, const LanesAhead& ahead) {
   using acc_t = acc_type<operand_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   Vector<acc_t> acc[kBlockRows][kVectors];
   convolve_block<operand_t, kTaps, kVectors>(
-      taps, [&](int64_t tap) { return x + offsets[tap]; }, x_row,
-      [&](int64_t tap, int64_t row) { return load(weight + (tap * kernel_rows + row) * lanes); },
+      taps, [&](int64_t tap) { return x + offsets[tap]; }, x_row, rows,
+      [&](int64_t tap) { return weight + tap * kernel_rows * lanes; },
+      [](const unit_type<operand_t>* column, int row) { return load(column + row * lanes); },
       // Into the second-level cache: pixels of a column would push each other out of the first.
       [&](int64_t row, int p) { __builtin_prefetch(ahead.data + row * ahead.row_step + p * ahead.column_step, 0, 2); },
       acc);
@@ -96,16 +97,16 @@ void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, const int
   for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      acc_t* const to = out.data + r * out.row_step + v * out.column_step;
-      store(to, (accumulate ? load(to) + acc[r][v] : acc[r][v]) + out.bias);
+      out_t* const to = out.data + r * out.row_step + v * out.column_step;
+      store_acc(to, (accumulate ? load_as_acc(to) + acc[r][v] : acc[r][v]) + out.bias);
     }
   }
 }
 
-template <typename operand_t, int... kIndex>
+template <typename operand_t, typename out_t, int... kIndex>
 auto convolve_lane_block_of(int64_t taps, int64_t vectors, std::integer_sequence<int, kIndex...>) {
-  static constexpr decltype(&convolve_lane_block<operand_t, 1, 1>) kAll[] = {
-      &convolve_lane_block<operand_t, kIndex / kBlockVectors + 1, kIndex % kBlockVectors + 1>...};
+  static constexpr decltype(&convolve_lane_block<operand_t, out_t, 1, 1>) kAll[] = {
+      &convolve_lane_block<operand_t, out_t, kIndex / kBlockVectors + 1, kIndex % kBlockVectors + 1>...};
   return kAll[(taps - 1) * kBlockVectors + vectors - 1];
 }
 
@@ -147,7 +148,7 @@ class LaneConvolution {
   LaneConvolution(const Correlation<scalar_t>& c, const LaneKernels<scalar_t, operand_t>& kernels)
       : c_(c),
         kernels_(kernels),
-        x_(c, step(c), c.stride.w, c.dilation.w),
+        x_(c, step(c), c.stride.w, c.dilation.w, margin(c)),
         parts_(kernel_parts({c.kernel.h, kernels.taps()})) {
     for (int64_t tap = 0; tap < kernels.taps(); ++tap) {
       offsets_.push_back(x_[0].offset(kernels.column(tap) * c.dilation.w));
@@ -166,31 +167,38 @@ class LaneConvolution {
   bool is_single() const { return parts_.size() == 1; }
 
   // A step of outputs of block `block` of a tile, its columns [begin, end) from row `row` on; out: of the first of
-  // them. next: the tile to come.
-  void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<acc_t>& out,
+  // them, as accumulators or, where every sum is one running sum, as elements. next: the tile to come.
+  template <typename out_t>
+  void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<out_t>& out,
            const TileOfMap& next) const {
     const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
     const int64_t size = sizeof(scalar_t), row_step = c_.dilation.h * inputs.row_step();
     const auto* const ahead = reinterpret_cast<const char*>(
         c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin));
     const LanesAhead lines{ahead, c_.x.row_step * size, c_.x.column_step * size};
+    const int64_t above = c_.offset.h - (tile.row + row) * c_.stride.h, height = (c_.in.h - 1) * c_.spread.h + 1;
     for (const KernelPart& part : parts_) {
       const auto* const x = inputs.row(row * c_.stride.h + part.row * c_.dilation.h) + begin * lanes;
       const auto* const weight = kernels_.unit(tile.channel, part.row, part.column);
       const int64_t* const offsets = offsets_.data() + part.column;
       const bool accumulate = &part != &parts_.front();
-      if (step(c_) == 1) {
-        for_blocks(end - begin, [&](int64_t p, int64_t pixels) {
-          convolve_lane_row_of<operand_t>(pixels, kAllBlocks)(x + p * lanes, row_step, offsets, part.columns, weight,
-                                                              c_.kernel.h, part.rows, accumulate, out.data + p * lanes);
-        });
-        continue;
+      if constexpr (std::is_same_v<out_t, acc_t>) {
+        if (step(c_) == 1) {
+          for_blocks(end - begin, [&](int64_t p, int64_t pixels) {
+            convolve_lane_row_of<operand_t>(pixels, kAllBlocks)(x + p * lanes, row_step, offsets, part.columns, weight,
+                                                                c_.kernel.h, part.rows, accumulate,
+                                                                out.data + p * lanes);
+          });
+          continue;
+        }
       }
       for (int64_t p = 0; p < end - begin; p += kBlockVectors) {
         const int64_t vectors = std::min<int64_t>(kBlockVectors, end - begin - p);
-        convolve_lane_block_of<operand_t>(part.rows, vectors,
-                                          std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
-            x + p * lanes, row_step, offsets, part.columns, weight, c_.kernel.h, accumulate,
+        const int64_t column = tile.column + begin + p;
+        convolve_lane_block_of<operand_t, out_t>(part.rows, vectors,
+                                                 std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
+            x + p * lanes, row_step, {above - part.row, above - part.row + height}, offsets,
+            taps_inside(part, column, column + vectors - 1), weight, c_.kernel.h, accumulate,
             {out.data + p * out.column_step, out.row_step, out.column_step, out.bias},
             {lines.data + p * lines.column_step, lines.row_step, lines.column_step});
       }
@@ -198,6 +206,23 @@ class LaneConvolution {
   }
 
  private:
+  // Of the zeros around a map, those that its outermost pixels bring along: blocks of outputs pass over the rest.
+  static Extent margin(const Correlation<scalar_t>& c) {
+    if (step(c) == 1) return {kWholeMargin, kWholeMargin};
+    return {0, (kBlockVectors - 1) * c.stride.w + (kUnitDepth<operand_t> - 1) * c.dilation.w};
+  }
+
+  // The taps of a part of a row of the kernel under which outputs [first, last] of a row find more than padding.
+  Range taps_inside(const KernelPart& part, int64_t first, int64_t last) const {
+    const auto columns_to = [&](int64_t input) { return input <= 0 ? 0 : (input + c_.dilation.w - 1) / c_.dilation.w; };
+    const int64_t width = (c_.in.w - 1) * c_.spread.w + 1;
+    const int64_t before = columns_to(c_.offset.w - last * c_.stride.w);
+    const int64_t begin = before < c_.kernel.w ? before / kUnitDepth<operand_t> : kernels_.taps();
+    const int64_t end = units<operand_t>(columns_to(width + c_.offset.w - first * c_.stride.w));
+    const int64_t inside = std::clamp<int64_t>(begin - part.column, 0, part.columns);
+    return {inside, std::clamp(end - part.column, inside, part.columns)};
+  }
+
   const Correlation<scalar_t>& c_;
   const LaneKernels<scalar_t, operand_t>& kernels_;
   TileGroup<scalar_t, operand_t> x_;
@@ -261,12 +286,11 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
   const int64_t group = blocks_of_task(c), step = LaneConvolution<scalar_t, operand_t>::step(c);
   const bool kept = moments.mean != nullptr, across = y.channel_step == 1;
   const Activation activation = kept ? Activation::kNone : e.activation;
-  // Outputs leave as soon as they are made, a few at a time.
-  const int64_t few = across && step > 1 ? 2 * kBlockVectors : c.tile.w;
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     LaneConvolution<scalar_t, operand_t> convolution(c, kernels);
-    const bool direct =
-        std::is_same_v<scalar_t, acc_t> && !kept && across && step > 1 && e.is_only_bias() && convolution.is_single();
+    const bool soon = across && step > 1 && convolution.is_single(), direct = soon && !kept && e.is_only_bias();
+    // Outputs leave as soon as they are made, a few at a time, if that does not bring the weights of parts anew.
+    const int64_t few = soon ? 2 * kBlockVectors : c.tile.w;
     const int64_t size = (c.tile.h + step - 1) / step * step * c.tile.w * lanes;
     const Scratch<acc_t> values(kept ? group * size : step * c.tile.w * lanes), room(c.tile.w * lanes);
     for (int64_t index = begin; index < end; ++index) {
@@ -278,11 +302,12 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
           TileOfMap made = part;
           made.row += row;
           made.rows = std::min(step, tile.rows - row);
-          if constexpr (std::is_same_v<scalar_t, acc_t>) {
+          if constexpr (std::is_same_v<scalar_t, operand_t>) {
             if (direct && made.rows == step && made.channels == lanes) {
-              acc_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
+              scalar_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
               const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
-              return convolution.run(block, part, row, 0, tile.columns, {to, y.row_step, y.column_step, bias}, next);
+              const LaneOutputs<scalar_t> out = {to, y.row_step, y.column_step, bias};
+              return convolution.run(block, part, row, 0, tile.columns, out, next);
             }
           }
           for (int64_t column = 0; column < tile.columns; column += few) {
@@ -290,8 +315,8 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
             made.columns = std::min(few, tile.columns - column);
             acc_t* const out = values.get() + (kept ? block * size + (row * tile.columns + column) * lanes : 0);
             const int64_t pitch = (kept ? tile.columns : made.columns) * lanes;
-            convolution.run(block, part, row, column, column + made.columns, {out, pitch, lanes, Vector<acc_t>{}},
-                            next);
+            convolution.run(block, part, row, column, column + made.columns,
+                            LaneOutputs<acc_t>{out, pitch, lanes, Vector<acc_t>{}}, next);
             store_outputs(made, out, pitch, e, activation, y, room.get());
           }
         });

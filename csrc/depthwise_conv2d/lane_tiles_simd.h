@@ -8,6 +8,9 @@ constexpr int kBlockPixels = kVectorBytes == 64 ? 12 : 6;
 // With the channels side by side in memory a task takes a few cache lines of each pixel.
 constexpr int kNeighbours = 4;
 
+// More rows or columns of zeros than there are around any map.
+constexpr int64_t kWholeMargin = int64_t{1} << 40;
+
 template <typename scalar_t>
 int64_t blocks_of_task(const Correlation<scalar_t>& c) {
   return c.channels_last ? kNeighbours : 1;
@@ -30,35 +33,52 @@ void for_channel_blocks(const TileOfMap& tile, const F& f) {
   }
 }
 
-// `pixels` pixels of a row, the channels of a block side by side, as accumulators; zeros behind the last channel.
-template <typename scalar_t>
-void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t channels, int64_t pixels,
-                 acc_type<scalar_t>* to) {
-  using acc_t = acc_type<scalar_t>;
-  constexpr int64_t lanes = kLanes<acc_t>;
+// kLanes elements as accumulators, or the bits of elements of two bytes as the lower halves of units.
+template <typename lane_t, typename scalar_t>
+inline Vector<lane_t> load_lanes(const scalar_t* from) {
+  if constexpr (std::is_same_v<lane_t, uint32_t>) {
+    return load_bits(from);
+  } else {
+    return load_as_acc(from);
+  }
+}
+
+template <typename lane_t, typename scalar_t>
+inline lane_t lane_of(scalar_t value) {
+  if constexpr (std::is_same_v<lane_t, uint32_t>) {
+    return c10::bit_cast<uint16_t>(value);
+  } else {
+    return static_cast<lane_t>(value);
+  }
+}
+
+// `pixels` pixels of a row, the channels of a block side by side; zeros behind the last channel.
+template <typename lane_t, typename scalar_t>
+void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t channels, int64_t pixels, lane_t* to) {
+  constexpr int64_t lanes = kLanes<lane_t>;
   if (map.channel_step == 1 && channels == lanes) {
     const int64_t step = map.column_step;
-    for (int64_t p = 0; p < pixels; ++p) store(to + p * lanes, load_as_acc(from + p * step));
+    for (int64_t p = 0; p < pixels; ++p) store(to + p * lanes, load_lanes<lane_t>(from + p * step));
     return;
   }
   if (map.column_step == 1 && pixels >= lanes) {
     for (int64_t next = 0; next < pixels; next += lanes) {
       // The last square may overlap the one before it.
       const int64_t p = std::min(next, pixels - lanes);
-      Vector<acc_t> square[lanes];
+      Vector<lane_t> square[lanes];
       for (int64_t c = 0; c < lanes; ++c) {
-        square[c] = c < channels ? load_as_acc(from + c * map.channel_step + p) : Vector<acc_t>{};
+        square[c] = c < channels ? load_lanes<lane_t>(from + c * map.channel_step + p) : Vector<lane_t>{};
       }
-      transpose_square<1, acc_t>(square);
+      transpose_square<1, lane_t>(square);
       for (int64_t i = 0; i < lanes; ++i) store(to + (p + i) * lanes, square[i]);
     }
     return;
   }
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t c = 0; c < channels; ++c) {
-      to[p * lanes + c] = static_cast<acc_t>(from[c * map.channel_step + p * map.column_step]);
+      to[p * lanes + c] = lane_of<lane_t>(from[c * map.channel_step + p * map.column_step]);
     }
-    std::fill(to + p * lanes + channels, to + (p + 1) * lanes, acc_t(0));
+    std::fill(to + p * lanes + channels, to + (p + 1) * lanes, lane_t(0));
   }
 }
 
@@ -87,16 +107,17 @@ void store_pixels(const acc_type<scalar_t>* from, int64_t channels, int64_t pixe
 
 // A zero-padded tile of a block of channels: pixels in rows, as units of a product. A unit of two elements holds a
 // pixel and the one `pair_step` columns behind it. Columns lie in `phases` runs, column q at q / phases of run q %
-// phases, so that the steps of a stride or of a dilation are neighbours.
+// phases, so that the steps of a stride or of a dilation are neighbours. Of the zeros around the plane only `margin`
+// columns are there.
 template <typename scalar_t, typename operand_t>
 class PaddedTile {
  public:
-  using acc_t = acc_type<scalar_t>;
   using unit_t = unit_type<operand_t>;
-  static constexpr int64_t lanes = kLanes<acc_t>;
+  static constexpr int64_t lanes = kLanes<unit_t>;
 
-  PaddedTile(int64_t rows, int64_t columns, int64_t phases, int64_t pair_step)
+  PaddedTile(int64_t rows, int64_t columns, int64_t phases, int64_t pair_step, int64_t margin)
       : columns_(columns),
+        margin_(margin),
         phases_(phases),
         run_((columns + phases - 1) / phases),
         pair_step_(kUnitDepth<operand_t> == 2 ? pair_step : 0),
@@ -104,9 +125,13 @@ class PaddedTile {
         natural_((columns + pair_step_) * lanes),
         few_(columns * lanes) {}
 
-  int64_t columns() const { return columns_; }
-  // Whether the units of a row are its pixels, one after another.
-  bool is_natural() const { return phases_ == 1 && std::is_same_v<unit_t, acc_t>; }
+  // The columns that are there, from column `first` of a plane on.
+  Range columns(int64_t first, int64_t width) const {
+    const int64_t begin = std::clamp<int64_t>(-first - margin_, 0, columns_);
+    return {begin, std::clamp(width - first + margin_, begin, columns_)};
+  }
+  // Whether the units of a row are those of its pixels, one after another, each with the next one where it has two.
+  bool is_natural() const { return phases_ == 1 && pair_step_ <= 1; }
 
   // In units.
   int64_t row_step() const { return phases_ * run_ * lanes; }
@@ -122,29 +147,30 @@ class PaddedTile {
       std::fill_n(to, row_step(), unit_t(0));
       return;
     }
+    const Range there = columns(first_column, (size.w - 1) * spread.w + 1);
     const scalar_t* const from = map.pixel(tile.image, tile.channel, row / spread.h, 0);
-    if constexpr (std::is_same_v<unit_t, acc_t>) {
-      if (phases_ == 1) return fill_row(map, from, size.w, spread.w, tile.channels, first_column, to);
+    if constexpr (kUnitDepth<operand_t> == 1) {
+      if (phases_ == 1) return fill_row(map, from, size.w, spread.w, tile.channels, first_column, there, to);
     }
-    fill_row(map, from, size.w, spread.w, tile.channels, first_column, natural_.get());
-    place(to);
+    fill_row(map, from, size.w, spread.w, tile.channels, first_column, there, natural_.get());
+    place(there, to);
   }
 
  private:
-  // One row of the plane, `columns_` pixels of it, in their natural order.
+  // One row of the plane, the columns of it that are there, in their natural order.
   void fill_row(const Map<const scalar_t>& map, const scalar_t* from, int64_t width, int64_t spread, int64_t channels,
-                int64_t first, acc_t* to) {
+                int64_t first, Range there, unit_t* to) {
     const auto up = [&](int64_t column) { return column <= 0 ? 0 : (column + spread - 1) / spread; };
     const int64_t begin = std::min(up(first), width), end = std::clamp(up(first + columns_), begin, width);
     if (begin == end) {
-      std::fill_n(to, columns_ * lanes, acc_t(0));
+      std::fill(to + there.begin * lanes, to + there.end * lanes, unit_t(0));
     } else if (spread == 1) {
-      std::fill_n(to, (begin - first) * lanes, acc_t(0));
+      std::fill(to + there.begin * lanes, to + (begin - first) * lanes, unit_t(0));
       load_pixels(map, from + begin * map.column_step, channels, end - begin, to + (begin - first) * lanes);
-      std::fill(to + (end - first) * lanes, to + columns_ * lanes, acc_t(0));
+      std::fill(to + (end - first) * lanes, to + there.end * lanes, unit_t(0));
     } else {
       load_pixels(map, from + begin * map.column_step, channels, end - begin, few_.get());
-      std::fill_n(to, columns_ * lanes, acc_t(0));
+      std::fill(to + there.begin * lanes, to + there.end * lanes, unit_t(0));
       for (int64_t i = begin; i < end; ++i) {
         store(to + (i * spread - first) * lanes, load(few_.get() + (i - begin) * lanes));
       }
@@ -152,22 +178,18 @@ class PaddedTile {
   }
 
   // The natural row as units, in runs.
-  void place(unit_t* to) {
-    acc_t* const natural = natural_.get();
-    std::fill_n(natural + columns_ * lanes, pair_step_ * lanes, acc_t(0));
-    for (int64_t q = 0; q < columns_; ++q) {
-      const Vector<acc_t> pixel = load(natural + q * lanes);
-      if constexpr (kUnitDepth<operand_t> == 2) {
-        store(to + offset(q), round_to_units<operand_t>(pixel, load(natural + (q + pair_step_) * lanes)));
-      } else {
-        store(to + offset(q), pixel);
-      }
+  void place(Range there, unit_t* to) {
+    unit_t* const natural = natural_.get();
+    std::fill_n(natural + there.end * lanes, pair_step_ * lanes, unit_t(0));
+    for (int64_t q = there.begin; q < there.end; ++q) {
+      Vector<unit_t> unit = load(natural + q * lanes);
+      if constexpr (kUnitDepth<operand_t> == 2) unit |= load(natural + (q + pair_step_) * lanes) << 16;
+      store(to + offset(q), unit);
     }
   }
 
-  int64_t columns_, phases_, run_, pair_step_;
-  Scratch<unit_t> units_;
-  Scratch<acc_t> natural_, few_;
+  int64_t columns_, margin_, phases_, run_, pair_step_;
+  Scratch<unit_t> units_, natural_, few_;
 };
 
 // The inputs of a tile of outputs, for every block of channels of a task, row by row: in channels_last the blocks of a
@@ -175,11 +197,13 @@ class PaddedTile {
 template <typename scalar_t, typename operand_t>
 class TileGroup {
  public:
-  // step: rows of outputs that are made at once, so that the last of them may lie below the tile.
-  TileGroup(const Correlation<scalar_t>& c, int64_t step, int64_t phases, int64_t pair_step) : c_(c) {
+  // step: rows of outputs that are made at once, so that the last of them may lie below the tile. margin: the zeros
+  // around the map that are read.
+  TileGroup(const Correlation<scalar_t>& c, int64_t step, int64_t phases, int64_t pair_step, Extent margin)
+      : c_(c), margin_(margin.h) {
     for (int64_t block = 0; block < blocks_of_task(c); ++block) {
       tiles_.emplace_back(input_size((c.tile.h + step - 1) / step * step, c.stride.h, c.kernel.h, c.dilation.h),
-                          input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step);
+                          input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step, margin.w);
     }
   }
 
@@ -193,8 +217,9 @@ class TileGroup {
     const int64_t row = tile.row * c_.stride.h - c_.offset.h, column = tile.column * c_.stride.w - c_.offset.w;
     const bool together = c_.x.channel_step == 1 && tile.channels == kNeighbours * lanes && c_.spread.h == 1 &&
                           c_.spread.w == 1 && tiles_[0].is_natural();
-    for (int64_t r = begin; r < end; ++r) {
-      const bool outside = row + r < 0 || row + r >= c_.in.h;
+    const int64_t last = (c_.in.h - 1) * c_.spread.h;
+    for (int64_t r = std::max(begin, -margin_ - row); r < std::min(end, last + margin_ + 1 - row); ++r) {
+      const bool outside = row + r < 0 || row + r > last;
       if (together && !outside) {
         fill_together(tile, r, row + r, column);
         continue;
@@ -206,32 +231,41 @@ class TileGroup {
   }
 
  private:
-  using acc_t = acc_type<scalar_t>;
-  static constexpr int64_t lanes = kLanes<acc_t>;
+  using unit_t = unit_type<operand_t>;
+  static constexpr int64_t lanes = kLanes<unit_t>;
 
   // Row `row` of a map, from `column` on, as row `index` of the tiles: all channels of a pixel before the next pixel.
   void fill_together(const TileOfMap& tile, int64_t index, int64_t row, int64_t column) {
-    if constexpr (std::is_same_v<unit_type<operand_t>, acc_t>) {
-      const int64_t columns = tiles_[0].columns();
-      const int64_t first = std::clamp<int64_t>(-column, 0, columns);
-      const int64_t last = std::clamp(c_.in.w - column, first, columns);
-      acc_t* to[kNeighbours];
-      for (int block = 0; block < kNeighbours; ++block) {
-        to[block] = tiles_[block].row(index);
-        std::fill_n(to[block], first * lanes, acc_t(0));
-        std::fill(to[block] + last * lanes, to[block] + columns * lanes, acc_t(0));
-      }
-      const scalar_t* from = c_.x.pixel(tile.image, tile.channel, row, column + first);
-      for (int64_t p = first; p < last; ++p, from += c_.x.column_step) {
+    constexpr bool kPairs = kUnitDepth<operand_t> == 2;
+    const Range there = tiles_[0].columns(column, c_.in.w);
+    const int64_t first = std::clamp(-column, there.begin, there.end);
+    const int64_t last = std::clamp(c_.in.w - column, first, there.end);
+    unit_t* to[kNeighbours];
+    Vector<unit_t> before[kNeighbours] = {};
+    for (int block = 0; block < kNeighbours; ++block) {
+      to[block] = tiles_[block].row(index);
+      std::fill(to[block] + there.begin * lanes, to[block] + first * lanes, unit_t(0));
+      std::fill(to[block] + last * lanes, to[block] + there.end * lanes, unit_t(0));
+    }
+    const scalar_t* from = c_.x.pixel(tile.image, tile.channel, row, column + first);
+    for (int64_t p = first; p < last; ++p, from += c_.x.column_step) {
 #pragma GCC unroll 4
-        for (int block = 0; block < kNeighbours; ++block) {
-          store(to[block] + p * lanes, load_as_acc(from + block * lanes));
+      for (int block = 0; block < kNeighbours; ++block) {
+        const Vector<unit_t> pixel = load_lanes<unit_t>(from + block * lanes);
+        if constexpr (kPairs) {
+          if (p > there.begin) store(to[block] + (p - 1) * lanes, before[block] | pixel << 16);
+          before[block] = pixel;
+        } else {
+          store(to[block] + p * lanes, pixel);
         }
       }
     }
+    if (!kPairs || first == last) return;
+    for (int block = 0; block < kNeighbours; ++block) store(to[block] + (last - 1) * lanes, before[block]);
   }
 
   const Correlation<scalar_t>& c_;
+  int64_t margin_;  // rows
   std::vector<PaddedTile<scalar_t, operand_t>> tiles_;
 };
 

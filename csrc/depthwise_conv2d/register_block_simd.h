@@ -14,10 +14,11 @@ struct KernelPart {
   int64_t row, rows, column, columns;
 };
 
-// Parts of at most kKernelRows rows; long sums are made of short ones.
+// Parts of at most kKernelRows rows; long sums are made of short ones, of twice kLongestSum, which halves what each
+// part costs beside its products.
 inline std::vector<KernelPart> kernel_parts(Extent kernel) {
   const int64_t tall = (kernel.h + kKernelRows - 1) / kKernelRows;
-  const int64_t most = std::max<int64_t>(1, kLongestSum * tall / kernel.h);
+  const int64_t most = std::max<int64_t>(1, 2 * kLongestSum * tall / kernel.h);
   const int64_t wide = (kernel.w + most - 1) / most;
   std::vector<KernelPart> parts;
   for (int64_t i = 0; i < tall; ++i) {
@@ -30,16 +31,25 @@ inline std::vector<KernelPart> kernel_parts(Extent kernel) {
   return parts;
 }
 
-// Adds the products of one column of kTaps rows of the kernel. in: where the block's first row finds its inputs.
+// Rows or columns [begin, end), not in descending order.
+struct Range {
+  int64_t begin, end;
+
+  bool has(int64_t index) const { return static_cast<uint64_t>(index - begin) < static_cast<uint64_t>(end - begin); }
+};
+
+// Adds the products of one column of kTaps rows of the kernel. in: where the block's first row finds its inputs, of
+// which only `rows` are not padding.
 template <typename operand_t, int kTaps, int kVectors, typename Weight>
-__attribute__((always_inline)) inline void add_column(const unit_type<operand_t>* in, int64_t input_row,
+__attribute__((always_inline)) inline void add_column(const unit_type<operand_t>* in, int64_t input_row, Range rows,
                                                       const Weight& weight,
                                                       Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
   if constexpr (kTaps > kHeldWeights) {
     constexpr int kHalf = (kTaps + 1) / 2;
-    add_column<operand_t, kHalf, kVectors>(in, input_row, weight, acc);
+    add_column<operand_t, kHalf, kVectors>(in, input_row, rows, weight, acc);
     add_column<operand_t, kTaps - kHalf, kVectors>(
-        in + kHalf * input_row, input_row, [&](int64_t row) { return weight(kHalf + row); }, acc);
+        in + kHalf * input_row, input_row, {rows.begin - kHalf, rows.end - kHalf},
+        [&](int row) { return weight(kHalf + row); }, acc);
     return;
   }
   UnitVector<operand_t> w[kTaps];
@@ -48,9 +58,14 @@ __attribute__((always_inline)) inline void add_column(const unit_type<operand_t>
     w[k] = weight(k);
     keep_in_register(w[k]);
   }
+  keep_in_register(rows.begin);
 #pragma GCC unroll 16
   for (int row = 0; row < kBlockRows + kTaps - 1; ++row, in += input_row) {
     keep_in_register(in);
+    if (!rows.has(row)) continue;
+    // Compilers else put them on the stack, for there are branches between their uses.
+#pragma GCC unroll 9
+    for (int k = 0; k < kTaps; ++k) keep_in_register(w[k]);
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       UnitVector<operand_t> pixel = load(in + v * kLanes<acc_type<operand_t>>);
@@ -65,21 +80,28 @@ __attribute__((always_inline)) inline void add_column(const unit_type<operand_t>
 }
 
 // The sums of a block of outputs under kTaps rows of the kernel, `taps` of each. inputs(tap): where the block's first
-// row finds its own; weight(tap, row): of one row of the kernel. prefetch(row, vector) asks for a cache line for each
-// vector of outputs: spread over the taps that costs nothing.
-template <typename operand_t, int kTaps, int kVectors, typename Inputs, typename Weight, typename Prefetch>
-__attribute__((always_inline)) inline void convolve_block(int64_t taps, const Inputs& inputs, int64_t input_row,
-                                                          const Weight& weight, const Prefetch& prefetch,
+// row finds its own, `rows` of which are not padding; kernel(tap): a column of the kernel; weight(column, row): one of
+// its weights. prefetch(row, vector) asks for a cache line for each vector of outputs: spread over the taps that costs
+// nothing.
+template <typename operand_t, int kTaps, int kVectors, typename Inputs, typename Kernel, typename Weight,
+          typename Prefetch>
+__attribute__((always_inline)) inline void convolve_block(Range taps, const Inputs& inputs, int64_t input_row,
+                                                          Range rows, const Kernel& kernel, const Weight& weight,
+                                                          const Prefetch& prefetch,
                                                           Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<acc_type<operand_t>>{};
   }
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t row = tap; row < kBlockRows; row += taps) {
+  if (rows.end <= 0 || rows.begin >= kBlockRows + kTaps - 1) return;
+  for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+    for (int64_t row = tap - taps.begin; row < kBlockRows; row += taps.end - taps.begin) {
       for (int v = 0; v < kVectors; ++v) prefetch(row, v);
     }
-    add_column<operand_t, kTaps, kVectors>(inputs(tap), input_row, [&](int64_t row) { return weight(tap, row); }, acc);
+    const unit_type<operand_t>* column = kernel(tap);
+    keep_in_register(column);
+    add_column<operand_t, kTaps, kVectors>(
+        inputs(tap), input_row, rows, [&](int row) { return weight(column, row); }, acc);
   }
 }

@@ -1,15 +1,17 @@
 // Convolutions of planes as float32, rows of outputs in registers: stride and dilation 1.
 // Compiled once for each instruction set by foreach_isa.h after plane_tiles_simd.h, inside a namespace.
 
-// Adds kTaps rows of the kernel, `taps` of each; weight: (taps, KH). The bias last: a sum that begins with it is
+// Adds kTaps rows of the kernel, `taps` of each, to a block whose inputs are not padding in `rows`; weight: (taps, KH).
+// The bias last: a sum that begins with it is
 // rounded at its size. Meanwhile as many rows as outputs come into the cache from `ahead`.
 template <int kTaps, int kVectors>
-void convolve_rows(const float* x, int64_t width, const float* weight, int64_t kernel_rows, int64_t taps,
+void convolve_rows(const float* x, int64_t width, Range rows, const float* weight, int64_t kernel_rows, int64_t taps,
                    bool accumulate, float bias, float* out, int64_t pitch, const PlaneRows<const char>& ahead) {
   Vector<float> acc[kBlockRows][kVectors];
   convolve_block<float, kTaps, kVectors>(
-      taps, [&](int64_t tap) { return x + tap; }, width,
-      [&](int64_t tap, int64_t row) { return broadcast(weight[tap * kernel_rows + row]); },
+      {0, taps}, [&](int64_t tap) { return x + tap; }, width, rows,
+      [&](int64_t tap) { return weight + tap * kernel_rows; },
+      [](const float* column, int row) { return broadcast(column[row]); },
       [&](int64_t row, int v) { __builtin_prefetch(ahead.row(row) + v * kVectorBytes); }, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
@@ -56,13 +58,15 @@ class RowConvolution {
     const float* const x = x_.window(channel, 0) + row * x_.width();
     const scalar_t* const ahead = c_.x.pixel(next.image, next.channel, next.row + row, next.column);
     const int64_t ahead_step = c_.x.row_step * static_cast<int64_t>(sizeof(scalar_t));
+    const int64_t above = c_.offset.h - tile.row - row;
     for (const KernelPart& part : parts_) {
+      const Range inside = {above - part.row, above - part.row + c_.in.h};
       const float* const in = x + part.row * x_.width() + part.column;
       const float* const weight = weight_.get() + part.column * c_.kernel.h + part.row;
       for (int64_t column = 0; column < pitch_; column += kBlockVectors * kLanes<float>) {
         const int64_t vectors = std::min<int64_t>(kBlockVectors, (pitch_ - column) / kLanes<float>);
         convolve_rows_of(part.rows, vectors, std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
-            in + column, x_.width(), weight, c_.kernel.h, part.columns, &part != &parts_.front(),
+            in + column, x_.width(), inside, weight, c_.kernel.h, part.columns, &part != &parts_.front(),
             &part == &parts_.back() ? bias : 0, out + column, pitch,
             {reinterpret_cast<const char*>(ahead + column), ahead_step});
       }
