@@ -65,8 +65,10 @@ class LaneKernels {
 // Where sums of a block of channels go. The bias last: a sum that begins with it is rounded at its size.
 template <typename out_t>
 struct LaneOutputs {
+  // The steps apart: where compilers copy both as one vector, its load waits until all stores before it have left.
+  int64_t row_step;
   out_t* data;
-  int64_t row_step, column_step;
+  int64_t column_step;
   Vector<acc_type<out_t>> bias;
 };
 
@@ -138,6 +140,15 @@ auto convolve_lane_row_of(int64_t pixels, std::integer_sequence<int, kIndex...>)
   return kAll[pixels - 1];
 }
 
+// Asks for the cache lines of a block of outputs that is written soon. Inlined: compilers else drop it, for it computes
+// nothing.
+template <typename scalar_t>
+__attribute__((always_inline)) inline void ask_for(const Map<scalar_t>& map, const scalar_t* pixel) {
+  for (int row = 0; row < kBlockRows; ++row, pixel += map.row_step) {
+    for (int p = 0; p < kBlockVectors; ++p) __builtin_prefetch(pixel + p * map.column_step, 1, 2);
+  }
+}
+
 // The outputs of one tile, as accumulators.
 template <typename scalar_t, typename operand_t>
 class LaneConvolution {
@@ -167,10 +178,11 @@ class LaneConvolution {
   bool is_single() const { return parts_.size() == 1; }
 
   // A step of outputs of block `block` of a tile, its columns [begin, end) from row `row` on; out: of the first of
-  // them, as accumulators or, where every sum is one running sum, as elements. next: the tile to come.
+  // them, as accumulators or, where every sum is one running sum, as elements. next: the tile to come; y: where outputs
+  // leave soon, or null.
   template <typename out_t>
   void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<out_t>& out,
-           const TileOfMap& next) const {
+           const TileOfMap& next, const Map<scalar_t>* y) const {
     const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
     const int64_t size = sizeof(scalar_t), row_step = c_.dilation.h * inputs.row_step();
     const auto* const ahead = reinterpret_cast<const char*>(
@@ -195,11 +207,12 @@ class LaneConvolution {
       for (int64_t p = 0; p < end - begin; p += kBlockVectors) {
         const int64_t vectors = std::min<int64_t>(kBlockVectors, end - begin - p);
         const int64_t column = tile.column + begin + p;
+        if (y != nullptr) ask_for(*y, y->pixel(tile.image, tile.channel, tile.row + row, column + kBlockVectors));
         convolve_lane_block_of<operand_t, out_t>(part.rows, vectors,
                                                  std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
             x + p * lanes, row_step, {above - part.row, above - part.row + height}, offsets,
             taps_inside(part, column, column + vectors - 1), weight, c_.kernel.h, accumulate,
-            {out.data + p * out.column_step, out.row_step, out.column_step, out.bias},
+            {out.row_step, out.data + p * out.column_step, out.column_step, out.bias},
             {lines.data + p * lines.column_step, lines.row_step, lines.column_step});
       }
     }
@@ -239,18 +252,18 @@ void store_outputs(const TileOfMap& tile, const acc_type<scalar_t>* values, int6
   // The bias last: a sum that begins with it is rounded at its size.
   const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + tile.channel);
   const Vector<acc_t> factor = load(e.scale + tile.channel), summand = load(e.shift + tile.channel);
-  const bool alone = e.residual.data == nullptr;
-  const bool direct = y.channel_step == 1 && tile.channels == lanes;
+  const Map<const scalar_t>& residual = e.residual;
+  const bool whole = tile.channels == lanes, direct = whole && y.channel_step == 1;
+  const bool alone = residual.data == nullptr, near = whole && residual.channel_step == 1;
   with_activation<scalar_t, acc_t>(activation, [&](const auto& act) {
     for (int64_t row = 0; row < tile.rows; ++row, values += pitch) {
-      if (!alone) {
-        const auto* const from = e.residual.pixel(tile.image, tile.channel, tile.row + row, tile.column);
-        load_pixels(e.residual, from, tile.channels, tile.columns, room);
-      }
+      const scalar_t* const past =
+          alone ? nullptr : residual.pixel(tile.image, tile.channel, tile.row + row, tile.column);
+      if (!alone && !near) load_pixels(residual, past, tile.channels, tile.columns, room);
       scalar_t* const to = y.pixel(tile.image, tile.channel, tile.row + row, tile.column);
       for (int64_t p = 0; p < tile.columns; ++p) {
         Vector<acc_t> v = act(load(values + p * lanes) + bias) * factor + summand;
-        if (!alone) v += load(room + p * lanes);
+        if (!alone) v += near ? load_as_acc(past + p * residual.column_step) : load(room + p * lanes);
         direct ? store_acc(to + p * y.column_step, v) : store(room + p * lanes, v);
       }
       if (!direct) store_pixels(room, tile.channels, tile.columns, y, to);
@@ -306,8 +319,8 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
             if (direct && made.rows == step && made.channels == lanes) {
               scalar_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
               const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
-              const LaneOutputs<scalar_t> out = {to, y.row_step, y.column_step, bias};
-              return convolution.run(block, part, row, 0, tile.columns, out, next);
+              const LaneOutputs<scalar_t> out = {y.row_step, to, y.column_step, bias};
+              return convolution.run(block, part, row, 0, tile.columns, out, next, &y);
             }
           }
           for (int64_t column = 0; column < tile.columns; column += few) {
@@ -316,7 +329,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
             acc_t* const out = values.get() + (kept ? block * size + (row * tile.columns + column) * lanes : 0);
             const int64_t pitch = (kept ? tile.columns : made.columns) * lanes;
             convolution.run(block, part, row, column, column + made.columns,
-                            LaneOutputs<acc_t>{out, pitch, lanes, Vector<acc_t>{}}, next);
+                            LaneOutputs<acc_t>{pitch, out, lanes, Vector<acc_t>{}}, next, soon ? &y : nullptr);
             store_outputs(made, out, pitch, e, activation, y, room.get());
           }
         });
