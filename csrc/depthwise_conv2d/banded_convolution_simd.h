@@ -22,6 +22,8 @@ class BandedConvolution {
 
   InputWindows<scalar_t, uint16_t>& inputs() { return x_; }
 
+  static constexpr bool kMakesElements = false;
+
   static void release() { at::native::cpublas::brgemm_release(); }
 
   int64_t pitch() const { return whole_vectors<uint16_t>(windows_ * columns_); }

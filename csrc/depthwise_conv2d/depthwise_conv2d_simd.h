@@ -17,7 +17,7 @@
 #include "depthwise_conv2d/lane_convolution_simd.h"
 // The same with the columns of a plane in the lanes: tiles, two ways to convolve them, and what surrounds those.
 #include "depthwise_conv2d/plane_tiles_simd.h"
-// In float32.
+// In float32, or of bfloat16 pairs.
 #include "depthwise_conv2d/row_convolution_simd.h"
 // In bfloat16 on AMX.
 #include "depthwise_conv2d/banded_convolution_simd.h"
@@ -26,14 +26,16 @@
 // The gradients of the parameters.
 #include "depthwise_conv2d/lane_correlation_simd.h"
 
-// Channels in the lanes; planes in float32; planes in bfloat16 on AMX.
+// Channels in the lanes; planes, rows in registers; planes in bfloat16 on AMX.
 enum class Path { kLanes, kRows, kBands };
 
 template <typename scalar_t>
 Path path_of(const Correlation<scalar_t>& c) {
   const bool stepless = std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
   if (!stepless || std::is_same_v<scalar_t, double>) return Path::kLanes;
-  if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) return c.amx ? Path::kBands : Path::kLanes;
+  if (std::is_same_v<scalar_t, c10::BFloat16> && c.amx) return Path::kBands;
+  // A unit of two taps needs two.
+  if (c.kernel.w < kUnitDepth<operand_type<scalar_t>>) return Path::kLanes;
   return c.channels_last ? Path::kLanes : Path::kRows;
 }
 
@@ -50,7 +52,7 @@ void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>
   using operand_t = operand_type<scalar_t>;
   const Path path = path_of(c);
   if constexpr (!std::is_same_v<scalar_t, double>) {
-    if (path == Path::kRows) return convolve_planes<scalar_t, RowConvolution<scalar_t>>(c, e, y, moments);
+    if (path == Path::kRows) return convolve_planes<scalar_t, RowConvolution<scalar_t, operand_t>>(c, e, y, moments);
   }
   if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) {
     if (path == Path::kBands) return convolve_planes<scalar_t, BandedConvolution<scalar_t>>(c, e, y, moments);

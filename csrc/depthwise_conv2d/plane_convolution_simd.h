@@ -108,8 +108,8 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
                 ? PlaneRows<scalar_t>{reinterpret_cast<scalar_t*>(finished.get()) + step_channel * plane + row * pitch,
                                       pitch}
                 : PlaneRows<scalar_t>{y.pixel(tile.image, channel, tile.row + row, tile.column), y.row_step};
-        if constexpr (std::is_same_v<Convolution, RowConvolution<float>>) {
-          if (direct && tile.columns == pitch && rows == convolution.step()) {
+        if constexpr (Convolution::kMakesElements) {
+          if (direct && convolution.makes_elements() && tile.columns == pitch && rows == convolution.step()) {
             return convolution.run(tile, step_channel, row, to.data, to.step, next, bias == nullptr ? 0 : *bias);
           }
         }

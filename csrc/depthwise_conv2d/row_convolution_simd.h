@@ -1,96 +1,143 @@
-// Convolutions of planes as float32, rows of outputs in registers: stride and dilation 1.
+// Convolutions of planes, rows of outputs in registers: stride and dilation 1. In float32, or of bfloat16 pairs.
 // Compiled once for each instruction set by foreach_isa.h after plane_tiles_simd.h, inside a namespace.
 
-// Adds kTaps rows of the kernel, `taps` of each, to a block whose inputs are not padding in `rows`; weight: (taps, KH).
-// The bias last: a sum that begins with it is
-// rounded at its size. Meanwhile as many rows as outputs come into the cache from `ahead`.
-template <int kTaps, int kVectors>
-void convolve_rows(const float* x, int64_t width, Range rows, const float* weight, int64_t kernel_rows, int64_t taps,
-                   bool accumulate, float bias, float* out, int64_t pitch, const PlaneRows<const char>& ahead) {
+// Adds kTaps rows of the kernel, `taps` of each, to a block whose inputs are not padding in `rows`. inputs(tap): where
+// the block's first row finds its own; weight: (taps, KH). The bias last: a sum that begins with it is rounded at its
+// size. Meanwhile as many rows as outputs come into the cache from `ahead`.
+template <typename operand_t, typename out_t, int kTaps, int kVectors>
+void convolve_rows(const unit_type<operand_t>* x, int64_t width, Range rows, const int64_t* offsets, int64_t taps,
+                   const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, float bias, out_t* out,
+                   int64_t pitch, const PlaneRows<const char>& ahead) {
+  using unit_t = unit_type<operand_t>;
   Vector<float> acc[kBlockRows][kVectors];
-  convolve_block<float, kTaps, kVectors>(
-      {0, taps}, [&](int64_t tap) { return x + tap; }, width, rows,
+  convolve_block<operand_t, kTaps, kVectors>(
+      {0, taps}, [&](int64_t tap) { return x + offsets[tap]; }, width, rows,
       [&](int64_t tap) { return weight + tap * kernel_rows; },
-      [](const float* column, int row) { return broadcast(column[row]); },
+      [](const unit_t* column, int row) { return broadcast(column[row]); },
       [&](int64_t row, int v) { __builtin_prefetch(ahead.row(row) + v * kVectorBytes); }, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      float* const to = out + r * pitch + v * kLanes<float>;
-      store(to, (accumulate ? load(to) + acc[r][v] : acc[r][v]) + bias);
+      out_t* const to = out + r * pitch + v * kLanes<float>;
+      store_acc(to, (accumulate ? load_as_acc(to) + acc[r][v] : acc[r][v]) + bias);
     }
   }
 }
 
-template <int... kIndex>
+template <typename operand_t, typename out_t, int... kIndex>
 auto convolve_rows_of(int64_t taps, int64_t vectors, std::integer_sequence<int, kIndex...>) {
-  static constexpr decltype(&convolve_rows<1, 1>) kAll[] = {
-      &convolve_rows<kIndex / kBlockVectors + 1, kIndex % kBlockVectors + 1>...};
+  static constexpr decltype(&convolve_rows<operand_t, out_t, 1, 1>) kAll[] = {
+      &convolve_rows<operand_t, out_t, kIndex / kBlockVectors + 1, kIndex % kBlockVectors + 1>...};
   return kAll[(taps - 1) * kBlockVectors + vectors - 1];
 }
 
-template <typename scalar_t>
+template <typename scalar_t, typename operand_t>
 class RowConvolution {
  public:
   explicit RowConvolution(const Correlation<scalar_t>& c)
       : c_(c),
         pitch_(whole_vectors<bits_type<scalar_t>>(c.tile.w)),
         rows_((c.tile.h + kBlockRows - 1) / kBlockRows * kBlockRows),
-        weight_(c.kernel.h * c.kernel.w),
-        x_(c, rows_, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)),
-        parts_(kernel_parts(c.kernel)) {}
+        taps_(units<operand_t>(c.kernel.w)),
+        weight_(c.kernel.h * taps_),
+        // A row more where the last row's pairs are read beyond it.
+        x_(c, rows_ + kDepth - 1, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)),
+        pairs_(kDepth == 2 ? (rows_ + c.kernel.h - 1) * x_.width() : 0),
+        parts_(kernel_parts({c.kernel.h, taps_})) {
+    for (int64_t tap = 0; tap < taps_; ++tap) offsets_.push_back(column(tap));
+  }
 
   static void release() {}
 
-  InputWindows<scalar_t, float>& inputs() { return x_; }
+  auto& inputs() { return x_; }
 
   // Of the outputs, which are made `step()` rows at a time: a last step may make more than the tile has.
   int64_t pitch() const { return pitch_; }
   int64_t rows() const { return rows_; }
   int64_t step() const { return kBlockRows; }
 
+  // Whether outputs may be elements of the map, not only accumulators.
+  static constexpr bool kMakesElements = std::is_same_v<scalar_t, operand_t>;
+  bool makes_elements() const { return std::is_same_v<scalar_t, float> || (kMakesElements && parts_.size() == 1); }
+
   // One step of the outputs of a channel of the tile, from row `row` on; rows of `out` are `pitch` apart. next: the
   // tile to come.
-  void run(const TileOfMap& tile, int64_t channel, int64_t row, float* out, int64_t pitch, const TileOfMap& next,
+  template <typename out_t>
+  void run(const TileOfMap& tile, int64_t channel, int64_t row, out_t* out, int64_t pitch, const TileOfMap& next,
            float bias = 0) {
     set_kernel(tile.channel + channel);
-    const float* const x = x_.window(channel, 0) + row * x_.width();
+    const int64_t above = c_.offset.h - tile.row - row;
+    const unit_t* x;
+    if constexpr (kDepth == 2) {
+      if (row == 0) pair_columns(channel, above);
+      x = pairs_.get() + row * x_.width();
+    } else {
+      x = x_.window(channel, 0) + row * x_.width();
+    }
     const scalar_t* const ahead = c_.x.pixel(next.image, next.channel, next.row + row, next.column);
     const int64_t ahead_step = c_.x.row_step * static_cast<int64_t>(sizeof(scalar_t));
-    const int64_t above = c_.offset.h - tile.row - row;
     for (const KernelPart& part : parts_) {
       const Range inside = {above - part.row, above - part.row + c_.in.h};
-      const float* const in = x + part.row * x_.width() + part.column;
-      const float* const weight = weight_.get() + part.column * c_.kernel.h + part.row;
-      for (int64_t column = 0; column < pitch_; column += kBlockVectors * kLanes<float>) {
-        const int64_t vectors = std::min<int64_t>(kBlockVectors, (pitch_ - column) / kLanes<float>);
-        convolve_rows_of(part.rows, vectors, std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
-            in + column, x_.width(), inside, weight, c_.kernel.h, part.columns, &part != &parts_.front(),
-            &part == &parts_.back() ? bias : 0, out + column, pitch,
-            {reinterpret_cast<const char*>(ahead + column), ahead_step});
+      const unit_t* const weight = weight_.get() + part.column * c_.kernel.h + part.row;
+      for (int64_t at = 0; at < pitch_; at += kBlockVectors * kLanes<float>) {
+        const int64_t vectors = std::min<int64_t>(kBlockVectors, (pitch_ - at) / kLanes<float>);
+        convolve_rows_of<operand_t, out_t>(part.rows, vectors,
+                                           std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
+            x + part.row * x_.width() + at, x_.width(), inside, offsets_.data() + part.column, part.columns, weight,
+            c_.kernel.h, &part != &parts_.front(), &part == &parts_.back() ? bias : 0, out + at, pitch,
+            {reinterpret_cast<const char*>(ahead + at), ahead_step});
       }
     }
   }
 
  private:
+  using unit_t = unit_type<operand_t>;
+  static constexpr int64_t kDepth = kUnitDepth<operand_t>;
+  // What planes are made of, and units of it.
+  using plane_t = std::conditional_t<kDepth == 2, uint16_t, float>;
+
+  // The column of the kernel where a unit begins. Of an odd number of columns the last unit repeats one, with weight
+  // zero, so that no input outside of the kernel counts.
+  int64_t column(int64_t tap) const { return std::min(tap * kDepth, c_.kernel.w - kDepth); }
+
   void set_kernel(int64_t channel) {
     if (channel == channel_) return;
     channel_ = channel;
-    const Extent kernel = c_.kernel;
-    const int64_t taps = kernel.h * kernel.w;
+    const int64_t taps = c_.kernel.h * c_.kernel.w;
     const scalar_t* const from = c_.weight + channel * taps;
-    int64_t tap = 0;
-    for (int64_t kh = 0; kh < kernel.h; ++kh) {
-      for (int64_t kw = 0; kw < kernel.w; ++kw, ++tap) {
-        weight_.get()[kw * kernel.h + kh] = static_cast<float>(from[c_.flipped ? taps - 1 - tap : tap]);
+    const auto weight = [&](int64_t kh, int64_t kw) {
+      const int64_t tap = kh * c_.kernel.w + kw;
+      return lane_of<unit_t>(from[c_.flipped ? taps - 1 - tap : tap]);
+    };
+    unit_t* to = weight_.get();
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      const int64_t kw = column(tap);
+      for (int64_t kh = 0; kh < c_.kernel.h; ++kh, ++to) {
+        if constexpr (kDepth == 2) {
+          *to = (kw < tap * 2 ? 0 : weight(kh, kw)) | weight(kh, kw + 1) << 16;
+        } else {
+          *to = weight(kh, kw);
+        }
       }
     }
   }
 
+  // Each element of a channel's plane with the one behind it, in the rows that are not padding.
+  void pair_columns(int64_t channel, int64_t above) {
+    const int64_t width = x_.width(), rows = rows_ + c_.kernel.h - 1;
+    const int64_t begin = std::clamp<int64_t>(above, 0, rows), end = std::clamp(above + c_.in.h, begin, rows);
+    const auto* const from = reinterpret_cast<const scalar_t*>(x_.window(channel, 0));
+    for (int64_t i = begin * width; i < end * width; i += kLanes<float>) {
+      store(pairs_.get() + i, load_bits(from + i) | load_bits(from + i + 1) << 16);
+    }
+  }
+
   const Correlation<scalar_t>& c_;
-  int64_t pitch_, rows_, channel_ = -1;
-  Scratch<float> weight_;  // (KW, KH)
-  InputWindows<scalar_t, float> x_;
+  int64_t pitch_, rows_, taps_, channel_ = -1;
+  Scratch<unit_t> weight_;  // (units of KW, KH)
+  InputWindows<scalar_t, plane_t> x_;
+  Scratch<unit_t> pairs_;
   std::vector<KernelPart> parts_;
+  std::vector<int64_t> offsets_;
 };
