@@ -45,15 +45,15 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
   at::parallel_for(0, tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
     const typename Product::Session session{};
     typename Product::Right panel(m.tokens, tiles.columns);
-    Scratch<acc_t> block(kTileRows * tiles.columns);
+    Scratch<acc_t> block(Product::kTileRows * tiles.columns);
     // Rows that are not whole vectors.
-    Scratch<scalar_t> copies(kTileRows * tiles.columns);
+    Scratch<scalar_t> copies(Product::kTileRows * tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = Tile::of<acc_t>(tiles, index);
-      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
+      for_row_blocks<Product>(m.tokens, [&](int64_t token, int64_t rows) {
         panel.pack(view_rows(m.x, tile, token, rows, copies.get()), tile.width, token, rows);
       });
-      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
+      for_row_blocks<Product>(m.tokens, [&](int64_t token, int64_t rows) {
         session.multiply(rows, tile.width, m.tokens, weight.from(token), panel, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
           const acc_t row_sum = row_sums.get()[token + r], bias = m.bias[token + r];
@@ -105,15 +105,17 @@ class BackwardTile {
         dy_matrix_(m.tokens, columns),
         inner_(m.tokens, columns),
         turned_(columns, whole_vectors<acc_t>(m.tokens)),
-        dy_block_(kTileRows * columns),
-        x_(kTileRows * columns),
-        u_(kTileRows * columns) {}
+        dy_block_(Product::kTileRows * columns),
+        x_(Product::kTileRows * columns),
+        u_(Product::kTileRows * columns) {}
 
   // The first tile overwrites the gradients, the others add to them.
   void run(const Tile& tile, bool first, ParameterGradients<scalar_t>& gradients) {
     if (first) std::fill_n(gradients.bias, m_.tokens + 3 * gradients.width, acc_t(0));
-    for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { load_dy(tile, token, rows, gradients.bias + token); });
-    for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) { backpropagate(tile, token, rows, gradients); });
+    for_row_blocks<Product>(m_.tokens,
+                            [&](int64_t token, int64_t rows) { load_dy(tile, token, rows, gradients.bias + token); });
+    for_row_blocks<Product>(m_.tokens,
+                            [&](int64_t token, int64_t rows) { backpropagate(tile, token, rows, gradients); });
     turned_.set_transposed(inner_.left(), m_.tokens, tile.width);
     session_.multiply(m_.tokens, gradients.ld, tile.width, dy_matrix_.left(), turned_, !first, gradients.weight,
                       gradients.ld);

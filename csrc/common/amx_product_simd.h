@@ -138,6 +138,8 @@ struct PartsProduct {
 
   static constexpr int64_t kColumns = 128 / sizeof(scalar_t);
 
+  static constexpr int64_t kTileRows = 2 * kTileSide;
+
   static constexpr int64_t kBlocks = kParts == 1 ? 1 : 2;
 
   class Left {

@@ -1,9 +1,6 @@
 // Tiles of channels, their rows as accumulators, and sums over parts of the tasks.
 // Compiled once for each instruction set by foreach_isa.h after vector_simd.h, inside a namespace.
 
-// Rows of a product that are made at a time: whole strips of AMX, elsewhere whole blocks of vector_product_simd.h.
-constexpr int64_t kTileRows = kVectorBytes == 64 ? 32 : 36;
-
 // The columns of one image that one task works on.
 struct Tile {
   int64_t image, first, columns;  // channels [first, first + columns)
@@ -43,13 +40,14 @@ struct RowBlock {
   Vector<acc_type<scalar_t>> operator()(int64_t r, int64_t c) const { return load_as_acc(data + r * step + c); }
 };
 
-// Those of a tensor. Each access fetches its element of the next block, as hardware does not know this pattern.
+// Those of a tensor. Each access fetches its element of a block ahead, as hardware does not know this pattern.
 template <typename scalar_t>
 struct TensorRows {
   RowBlock<scalar_t> rows;
 
   Vector<acc_type<scalar_t>> operator()(int64_t r, int64_t c) const {
-    __builtin_prefetch(rows.data + (r + kTileRows) * rows.step + c);
+    constexpr int64_t kRowsAhead = 36;
+    __builtin_prefetch(rows.data + (r + kRowsAhead) * rows.step + c);
     return rows(r, c);
   }
 };
@@ -120,16 +118,17 @@ struct RowRange {
 };
 
 // Calls f(first, rows) for all blocks of rows.
-template <typename F>
+template <typename Product, typename F>
 void for_row_blocks(int64_t rows, const F& f) {
-  for (int64_t first = 0; first < rows; first += kTileRows) f(first, std::min(kTileRows, rows - first));
+  constexpr int64_t kMost = Product::kTileRows;
+  for (int64_t first = 0; first < rows; first += kMost) f(first, std::min(kMost, rows - first));
 }
 
 // Calls f(block, past) for all blocks of rows, each with the one before it, and for no rows after the last.
-template <typename F>
+template <typename Product, typename F>
 void for_row_blocks_and_past(int64_t rows, const F& f) {
   RowRange past{};
-  for_row_blocks(rows, [&](int64_t first, int64_t here) {
+  for_row_blocks<Product>(rows, [&](int64_t first, int64_t here) {
     f(RowRange{first, here}, past);
     past = {first, here};
   });
@@ -143,9 +142,12 @@ class ProductBlocks {
   using acc_t = typename Product::acc_t;
 
   // Half a page more than a block: whole pages apart, loads from one would wait for stores to the other.
-  explicit ProductBlocks(int64_t columns) : size_(kTileRows * columns + 512), blocks_(Product::kBlocks * size_) {}
+  explicit ProductBlocks(int64_t columns)
+      : size_(Product::kTileRows * columns + 512), blocks_(Product::kBlocks * size_) {}
 
-  acc_t* at(const RowRange& rows) const { return blocks_.get() + rows.first / kTileRows % Product::kBlocks * size_; }
+  acc_t* at(const RowRange& rows) const {
+    return blocks_.get() + rows.first / Product::kTileRows % Product::kBlocks * size_;
+  }
 
  private:
   int64_t size_;

@@ -164,6 +164,9 @@ struct VectorProduct {
   // Of a tile in forward: wide ones read the weights less often, narrow ones leave the caches to them.
   static constexpr int64_t kColumns = 64;
 
+  // Rows of a product that are made at a time: whole blocks of registers.
+  static constexpr int64_t kTileRows = 6 * kBlockRows;
+
   // Blocks of rows of products at a time: a second one where the first is worked on while the second is made.
   static constexpr int64_t kBlocks = 1;
 

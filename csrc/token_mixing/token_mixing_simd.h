@@ -87,16 +87,16 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
     typename Product::Right normalised(m.tokens, tiles.columns);
     typename Product::Right hidden(m.hidden, tiles.columns);
     const ProductBlocks<Product> blocks(tiles.columns);
-    Scratch<scalar_t> copies(kTileRows * tiles.columns);
+    Scratch<scalar_t> copies(Product::kTileRows * tiles.columns);
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = Tile::of<acc_t>(tiles, index);
-      for_row_blocks(m.tokens, [&](int64_t token, int64_t rows) {
+      for_row_blocks<Product>(m.tokens, [&](int64_t token, int64_t rows) {
         normalised.pack(NormalisedRows<scalar_t>(m, statistics, tile, token, rows, copies.get()), tile.width, token,
                         rows);
       });
       // The hidden layer, or y if there is only one linear; each block is worked on while the next one is made.
       with_activation<scalar_t, acc_t>(m.activation, [&](const auto& act) {
-        for_row_blocks_and_past(m.hidden, [&](const RowRange& units, const RowRange& past) {
+        for_row_blocks_and_past<Product>(m.hidden, [&](const RowRange& units, const RowRange& past) {
           const BiasedRows<acc_t> z{blocks.at(past), from_row(m.bias1, past.first), past.rows, tile.width};
           const auto activated = [=](int64_t r, int64_t c) { return act(z(r, c)); };
           const auto pack = [=, &hidden](int64_t begin, int64_t end) {
@@ -118,7 +118,7 @@ void token_mixing_forward(const Mixing<scalar_t>& m, const Rows<scalar_t>& y, ac
         });
       });
       if (m.weight2 == nullptr) continue;
-      for_row_blocks_and_past(m.tokens, [&](const RowRange& tokens, const RowRange& past) {
+      for_row_blocks_and_past<Product>(m.tokens, [&](const RowRange& tokens, const RowRange& past) {
         const auto store = [&](int64_t begin, int64_t end) {
           for (int64_t r = begin; r < end; ++r) {
             const acc_t bias = m.bias2 ? m.bias2[past.first + r] : acc_t(0);
@@ -184,19 +184,19 @@ class BackwardTile {
         dz_(m.hidden, columns),
         hidden_(m.weight2 ? m.hidden : 0, columns),
         turned_(columns, whole_vectors<acc_t>(std::max(m.tokens, m.hidden))),
-        z_(kTileRows * columns),
-        dh_(kTileRows * columns),
-        copies_(kTileRows * columns) {}
+        z_(Product::kTileRows * columns),
+        dh_(Product::kTileRows * columns),
+        copies_(Product::kTileRows * columns) {}
 
   // The first tile overwrites the gradients, the others add to them.
   void run(const Tile& tile, bool first, WeightGradients<scalar_t>& gradients) {
     if (first) std::fill_n(gradients.bias1, m_.hidden + m_.tokens, acc_t(0));
     load_panels(tile, gradients);
-    for_row_blocks_and_past(m_.hidden, [&](const RowRange& units, const RowRange& past) {
+    for_row_blocks_and_past<Product>(m_.hidden, [&](const RowRange& units, const RowRange& past) {
       backpropagate_hidden(tile, units, past, gradients);
     });
-    for_row_blocks_and_past(m_.tokens, [&](const RowRange& tokens, const RowRange& past) {
-      const auto dn = [&](const RowRange& rows) { return (rows.first / kTileRows % 2 ? dh_ : z_).get(); };
+    for_row_blocks_and_past<Product>(m_.tokens, [&](const RowRange& tokens, const RowRange& past) {
+      const auto dn = [&](const RowRange& rows) { return (rows.first / Product::kTileRows % 2 ? dh_ : z_).get(); };
       const auto store = [&](int64_t begin, int64_t end) {
         store_rows(dn(past) + begin * tile.width, dx_, tile, past.first + begin, end - begin);
       };
@@ -214,7 +214,7 @@ class BackwardTile {
 
  private:
   void load_panels(const Tile& tile, WeightGradients<scalar_t>& gradients) {
-    for_row_blocks(m_.tokens, [&](int64_t token, int64_t rows) {
+    for_row_blocks<Product>(m_.tokens, [&](int64_t token, int64_t rows) {
       normalised_.store(NormalisedRows<scalar_t>(m_, statistics_, tile, token, rows, copies_.get()), tile.width, token,
                         rows);
       if (m_.weight2 == nullptr) return;
