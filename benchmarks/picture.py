@@ -35,7 +35,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     height = 2.0 + 0.27 * (positions[-1] + 1)
     figure = Figure(figsize=(10, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.34, 0.9 / height, 0.61, 1 - 1.75 / height))
+    axes = figure.add_axes((0, 0, 1, 1))
     # From 1x, to the right where we are faster and to the left where PyTorch is.
     bars = axes.barh(
         positions,
@@ -78,6 +78,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         frameon=False,
         handlelength=1,
     )
+    # As much room on the left as the longest label takes.
+    labels = [label.get_window_extent().width for label in axes.get_yticklabels()]
+    left = 0.03 + max(labels) / figure.bbox.width
+    axes.set_position((left, 0.9 / height, 0.95 - left, 1 - 1.75 / height))
     figure.text(0.02, 1 - 0.32 / height, "Speed against the best of PyTorch", fontsize=13, weight="bold", color=INK)
     figure.text(
         0.02,
@@ -119,4 +123,4 @@ def _baselines(groups: list[dict[str, Any]]) -> str:
         for contender in group["contenders"]
         if contender["role"] == "pytorch" and contender["status"] == "ok"
     )
-    return ", ".join(names) or "PyTorch"
+    return "; ".join(names) or "PyTorch"
