@@ -130,6 +130,7 @@ class PaddedTile {
     const int64_t begin = std::clamp<int64_t>(-first - margin_, 0, columns_);
     return {begin, std::clamp(width - first + margin_, begin, columns_)};
   }
+
   // Whether the units of a row are those of its pixels, one after another, each with the next one where it has two.
   bool is_natural() const { return phases_ == 1 && pair_step_ <= 1; }
 

@@ -1,9 +1,9 @@
 // Convolutions of planes, rows of outputs in registers: stride and dilation 1. In float32, or of bfloat16 pairs.
 // Compiled once for each instruction set by foreach_isa.h after plane_tiles_simd.h, inside a namespace.
 
-// Adds kTaps rows of the kernel, `taps` of each, to a block whose inputs are not padding in `rows`. inputs(tap): where
-// the block's first row finds its own; weight: (taps, KH). The bias last: a sum that begins with it is rounded at its
-// size. Meanwhile as many rows as outputs come into the cache from `ahead`.
+// Adds kTaps rows of the kernel, `taps` of each, to a block whose inputs are not padding in `rows`. offsets: where the
+// first output finds its inputs, for each tap of a row; weight: (taps, KH). The bias last: a sum that begins with it is
+// rounded at its size. Meanwhile as many rows as outputs come into the cache from `ahead`.
 template <typename operand_t, typename out_t, int kTaps, int kVectors>
 void convolve_rows(const unit_type<operand_t>* x, int64_t width, Range rows, const int64_t* offsets, int64_t taps,
                    const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, float bias, out_t* out,
