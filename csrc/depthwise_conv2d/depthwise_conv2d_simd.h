@@ -33,7 +33,11 @@ template <typename scalar_t>
 Path path_of(const Correlation<scalar_t>& c) {
   const bool stepless = std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
   if (!stepless || std::is_same_v<scalar_t, double>) return Path::kLanes;
-  if (std::is_same_v<scalar_t, c10::BFloat16> && c.amx) return Path::kBands;
+  if (std::is_same_v<scalar_t, c10::BFloat16> && c.amx) {
+    // Where channels are side by side, few taps take less time in float32 than planes to and from their bands do.
+    constexpr int64_t kFewTaps = 81;
+    return c.channels_last && c.kernel.h * c.kernel.w <= kFewTaps ? Path::kLanes : Path::kBands;
+  }
   // A unit of two taps needs two.
   if (c.kernel.w < kUnitDepth<operand_type<scalar_t>>) return Path::kLanes;
   return c.channels_last ? Path::kLanes : Path::kRows;

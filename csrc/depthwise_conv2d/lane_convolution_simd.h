@@ -315,13 +315,11 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
           TileOfMap made = part;
           made.row += row;
           made.rows = std::min(step, tile.rows - row);
-          if constexpr (std::is_same_v<scalar_t, operand_t>) {
-            if (direct && made.rows == step && made.channels == lanes) {
-              scalar_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
-              const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
-              const LaneOutputs<scalar_t> out = {y.row_step, to, y.column_step, bias};
-              return convolution.run(block, part, row, 0, tile.columns, out, next, &y);
-            }
+          if (direct && made.rows == step && made.channels == lanes) {
+            scalar_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
+            const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
+            const LaneOutputs<scalar_t> out = {y.row_step, to, y.column_step, bias};
+            return convolution.run(block, part, row, 0, tile.columns, out, next, &y);
           }
           for (int64_t column = 0; column < tile.columns; column += few) {
             made.column = tile.column + column;
