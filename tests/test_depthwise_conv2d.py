@@ -223,16 +223,19 @@ def test_a_large_map(device, backend, memory_format, dtype, sizes, kernel, whole
     )
 
 
+@pytest.mark.parametrize(
+    ("channels", "dtype", "tolerance"), [(3, torch.float32, 1e-4), (64, torch.bfloat16, 0.1)], ids=str
+)
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
-def test_every_width_and_height(device, backend, memory_format):
+def test_every_width_and_height(device, backend, memory_format, channels, dtype, tolerance):
     for size, kernel in itertools.product(range(1, 71), (3, 9)):
         for height, width in ((size, 7), (5, size)):
-            inputs = draw((1, 3, height, width), (kernel, kernel), torch.float32, device)[:3]
+            inputs = draw((1, channels, height, width), (kernel, kernel), dtype, device)[:3]
             dy = torch.randn_like(inputs[0])
             actual = with_gradients(op(backend), inputs, dy, lambda x: x.contiguous(memory_format=memory_format))
             expected = with_gradients(op("reference"), [value.double() for value in inputs], dy)
             for ours, truth in zip(actual, expected, strict=True):
-                torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(ours.double(), truth, rtol=tolerance, atol=tolerance)
 
 
 def test_more_channels_than_a_grid_has_blocks(device, backend):

@@ -2,8 +2,7 @@
 // Compiled once for each instruction set by foreach_isa.h after lane_tiles_simd.h, inside a namespace.
 
 // The kernels of all channels, as units: (blocks of channels, taps, KH, lanes), where a unit of two elements is two
-// taps of a row. Of an odd number of taps the last unit repeats a pixel with weight zero, so that no pixel outside the
-// kernel counts.
+// taps of a row.
 template <typename scalar_t, typename operand_t>
 class LaneKernels {
  public:
@@ -23,10 +22,6 @@ class LaneKernels {
   }
 
   int64_t taps() const { return taps_; }
-  // The column of the kernel where a unit begins.
-  int64_t column(int64_t tap) const {
-    return std::min(tap * kUnitDepth<operand_t>, c_.kernel.w - kUnitDepth<operand_t>);
-  }
   // Of a block of channels from `channel` on.
   const unit_t* unit(int64_t channel, int64_t row, int64_t tap) const {
     return units_.get() + channel / lanes * size_ + (tap * c_.kernel.h + row) * lanes;
@@ -39,22 +34,12 @@ class LaneKernels {
     map.channel_step = taps;
     map.column_step = 1;
     load_pixels(map, c_.weight + channel * taps, std::min(lanes, c_.channels - channel), taps, natural);
-    const auto weights = [&](int64_t kh, int64_t kw) {
-      const int64_t tap = kh * c_.kernel.w + kw;
-      return load(natural + (c_.flipped ? taps - 1 - tap : tap) * lanes);
-    };
     unit_t* to = units_.get() + block * size_;
-    for (int64_t tap = 0; tap < taps_; ++tap) {
-      const int64_t kw = column(tap);
-      for (int64_t kh = 0; kh < c_.kernel.h; ++kh, to += lanes) {
-        Vector<unit_t> unit = weights(kh, kw);
-        if constexpr (kUnitDepth<operand_t> == 2) {
-          const bool repeated = kw < tap * 2;
-          unit = (repeated ? Vector<unit_t>{} : unit) | weights(kh, kw + 1) << 16;
-        }
-        store(to, unit);
-      }
-    }
+    const auto weight = [&](int64_t index) { return load(natural + index * lanes); };
+    for_kernel_units<operand_t>(c_, weight, [&](const Vector<unit_t>& unit) {
+      store(to, unit);
+      to += lanes;
+    });
   }
 
   const Correlation<scalar_t>& c_;
@@ -162,7 +147,7 @@ class LaneConvolution {
         x_(c, step(c), c.stride.w, c.dilation.w, margin(c)),
         parts_(kernel_parts({c.kernel.h, kernels.taps()})) {
     for (int64_t tap = 0; tap < kernels.taps(); ++tap) {
-      offsets_.push_back(x_[0].offset(kernels.column(tap) * c.dilation.w));
+      offsets_.push_back(x_[0].offset(unit_column<operand_t>(tap, c.kernel.w) * c.dilation.w));
     }
   }
 

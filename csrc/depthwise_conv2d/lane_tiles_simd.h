@@ -33,10 +33,12 @@ void for_channel_blocks(const TileOfMap& tile, const F& f) {
   }
 }
 
-// kLanes elements as accumulators, or the bits of elements of two bytes as the lower halves of units.
+// kLanes elements as accumulators, or as the bits of elements of two bytes: alone, or as the lower halves of units.
 template <typename lane_t, typename scalar_t>
-inline Vector<lane_t> load_lanes(const scalar_t* from) {
-  if constexpr (std::is_same_v<lane_t, uint32_t>) {
+inline Vector<lane_t> load_elements(const scalar_t* from) {
+  if constexpr (std::is_same_v<lane_t, uint16_t>) {
+    return load(reinterpret_cast<const uint16_t*>(from));
+  } else if constexpr (std::is_same_v<lane_t, uint32_t>) {
     return load_bits(from);
   } else {
     return load_as_acc(from);
@@ -44,8 +46,8 @@ inline Vector<lane_t> load_lanes(const scalar_t* from) {
 }
 
 template <typename lane_t, typename scalar_t>
-inline lane_t lane_of(scalar_t value) {
-  if constexpr (std::is_same_v<lane_t, uint32_t>) {
+inline lane_t element_of(scalar_t value) {
+  if constexpr (std::is_integral_v<lane_t>) {
     return c10::bit_cast<uint16_t>(value);
   } else {
     return static_cast<lane_t>(value);
@@ -58,7 +60,7 @@ void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t c
   constexpr int64_t lanes = kLanes<lane_t>;
   if (map.channel_step == 1 && channels == lanes) {
     const int64_t step = map.column_step;
-    for (int64_t p = 0; p < pixels; ++p) store(to + p * lanes, load_lanes<lane_t>(from + p * step));
+    for (int64_t p = 0; p < pixels; ++p) store(to + p * lanes, load_elements<lane_t>(from + p * step));
     return;
   }
   if (map.column_step == 1 && pixels >= lanes) {
@@ -67,7 +69,7 @@ void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t c
       const int64_t p = std::min(next, pixels - lanes);
       Vector<lane_t> square[lanes];
       for (int64_t c = 0; c < lanes; ++c) {
-        square[c] = c < channels ? load_lanes<lane_t>(from + c * map.channel_step + p) : Vector<lane_t>{};
+        square[c] = c < channels ? load_elements<lane_t>(from + c * map.channel_step + p) : Vector<lane_t>{};
       }
       transpose_square<1, lane_t>(square);
       for (int64_t i = 0; i < lanes; ++i) store(to + (p + i) * lanes, square[i]);
@@ -76,7 +78,7 @@ void load_pixels(const Map<const scalar_t>& map, const scalar_t* from, int64_t c
   }
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t c = 0; c < channels; ++c) {
-      to[p * lanes + c] = lane_of<lane_t>(from[c * map.channel_step + p * map.column_step]);
+      to[p * lanes + c] = element_of<lane_t>(from[c * map.channel_step + p * map.column_step]);
     }
     std::fill(to + p * lanes + channels, to + (p + 1) * lanes, lane_t(0));
   }
@@ -252,7 +254,7 @@ class TileGroup {
     for (int64_t p = first; p < last; ++p, from += c_.x.column_step) {
 #pragma GCC unroll 4
       for (int block = 0; block < kNeighbours; ++block) {
-        const Vector<unit_t> pixel = load_lanes<unit_t>(from + block * lanes);
+        const Vector<unit_t> pixel = load_elements<unit_t>(from + block * lanes);
         if constexpr (kPairs) {
           if (p > there.begin) store(to[block] + (p - 1) * lanes, before[block] | pixel << 16);
           before[block] = pixel;

@@ -31,24 +31,6 @@ inline uint64_t lane_mask(int64_t begin, int64_t end, int64_t lanes) {
   return below(std::clamp<int64_t>(end, 0, lanes)) & ~below(std::clamp<int64_t>(begin, 0, lanes));
 }
 
-template <typename plane_t, typename scalar_t>
-inline Vector<plane_t> load_elements(const scalar_t* from) {
-  if constexpr (std::is_same_v<plane_t, uint16_t>) {
-    return load(reinterpret_cast<const uint16_t*>(from));
-  } else {
-    return load_as_acc(from);
-  }
-}
-
-template <typename plane_t, typename scalar_t>
-inline plane_t element_of(scalar_t value) {
-  if constexpr (std::is_same_v<plane_t, uint16_t>) {
-    return c10::bit_cast<uint16_t>(value);
-  } else {
-    return static_cast<plane_t>(value);
-  }
-}
-
 // Elements [first, first + lanes) of a row of `size` elements; zeros outside of it.
 template <typename plane_t, typename scalar_t>
 inline Vector<plane_t> load_within(const scalar_t* row, int64_t first, int64_t size) {

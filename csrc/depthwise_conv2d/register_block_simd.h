@@ -9,6 +9,35 @@ constexpr int kBlockVectors = 2;
 constexpr int kKernelRows = 9;
 constexpr int kHeldWeights = kVectorBytes == 64 ? 9 : 5;
 
+// Where unit `tap` of a kernel's row begins. Of an odd number of columns the last unit of two repeats one, with weight
+// zero, so that no input outside of the kernel counts.
+template <typename operand_t>
+int64_t unit_column(int64_t tap, int64_t columns) {
+  return std::min(tap * kUnitDepth<operand_t>, columns - kUnitDepth<operand_t>);
+}
+
+// Calls f for the units of a channel's kernel, or of some channels' at once: (units of KW, KH). weight(i): the i-th of
+// (KH, KW), as the lower half of a unit where it has two.
+template <typename operand_t, typename scalar_t, typename Weight, typename F>
+void for_kernel_units(const Correlation<scalar_t>& c, const Weight& weight, const F& f) {
+  const Extent kernel = c.kernel;
+  const auto at = [&](int64_t kh, int64_t kw) {
+    const int64_t index = kh * kernel.w + kw;
+    return weight(c.flipped ? kernel.h * kernel.w - 1 - index : index);
+  };
+  for (int64_t tap = 0; tap < units<operand_t>(kernel.w); ++tap) {
+    const int64_t kw = unit_column<operand_t>(tap, kernel.w);
+    for (int64_t kh = 0; kh < kernel.h; ++kh) {
+      auto unit = at(kh, kw);
+      if constexpr (kUnitDepth<operand_t> == 2) {
+        const bool repeated = kw < tap * 2;
+        unit = (repeated ? decltype(unit){} : unit) | at(kh, kw + 1) << 16;
+      }
+      f(unit);
+    }
+  }
+}
+
 // Some rows and columns of a kernel.
 struct KernelPart {
   int64_t row, rows, column, columns;

@@ -45,7 +45,7 @@ class RowConvolution {
         x_(c, rows_ + kDepth - 1, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)),
         pairs_(kDepth == 2 ? (rows_ + c.kernel.h - 1) * x_.width() : 0),
         parts_(kernel_parts({c.kernel.h, taps_})) {
-    for (int64_t tap = 0; tap < taps_; ++tap) offsets_.push_back(column(tap));
+    for (int64_t tap = 0; tap < taps_; ++tap) offsets_.push_back(unit_column<operand_t>(tap, c.kernel.w));
   }
 
   static void release() {}
@@ -97,30 +97,13 @@ class RowConvolution {
   // What planes are made of, and units of it.
   using plane_t = std::conditional_t<kDepth == 2, uint16_t, float>;
 
-  // The column of the kernel where a unit begins. Of an odd number of columns the last unit repeats one, with weight
-  // zero, so that no input outside of the kernel counts.
-  int64_t column(int64_t tap) const { return std::min(tap * kDepth, c_.kernel.w - kDepth); }
-
   void set_kernel(int64_t channel) {
     if (channel == channel_) return;
     channel_ = channel;
-    const int64_t taps = c_.kernel.h * c_.kernel.w;
-    const scalar_t* const from = c_.weight + channel * taps;
-    const auto weight = [&](int64_t kh, int64_t kw) {
-      const int64_t tap = kh * c_.kernel.w + kw;
-      return lane_of<unit_t>(from[c_.flipped ? taps - 1 - tap : tap]);
-    };
+    const scalar_t* const from = c_.weight + channel * c_.kernel.h * c_.kernel.w;
     unit_t* to = weight_.get();
-    for (int64_t tap = 0; tap < taps_; ++tap) {
-      const int64_t kw = column(tap);
-      for (int64_t kh = 0; kh < c_.kernel.h; ++kh, ++to) {
-        if constexpr (kDepth == 2) {
-          *to = (kw < tap * 2 ? 0 : weight(kh, kw)) | weight(kh, kw + 1) << 16;
-        } else {
-          *to = weight(kh, kw);
-        }
-      }
-    }
+    for_kernel_units<operand_t>(
+        c_, [&](int64_t index) { return element_of<unit_t>(from[index]); }, [&](unit_t unit) { *to++ = unit; });
   }
 
   // Each element of a channel's plane with the one behind it, in the rows that are not padding.
