@@ -28,6 +28,8 @@ TILES = SHARED_TILES | {
         "sm_80": Tile(64, 64, 64, 32, num_warps=8, num_stages=2),
         "sm_100": Tile(64, 64, 64, 32, num_warps=8, num_stages=3),
     },
+    ("bwd_dx", "odd tf32"): SHARED_TILES["any", "odd tf32"]
+    | {"sm_90": Tile(64, 32, 32, 32, num_warps=4, num_stages=3)},
 }
 
 # Rows of a weight, their columns, and channels of the kernel that prepares both.

@@ -22,7 +22,10 @@ TILES = SHARED_TILES | {
     },
     # A second accumulator takes registers.
     ("hidden_bwd", "odd half"): SHARED_TILES["any", "odd half"]
-    | {"sm_100": Tile(64, 64, 64, 32, num_warps=8, num_stages=3)},
+    | {
+        "sm_90": Tile(64, 64, 64, 32, num_warps=8, num_stages=2),
+        "sm_100": Tile(64, 64, 64, 32, num_warps=8, num_stages=3),
+    },
     ("hidden_bwd", "ieee"): SHARED_TILES["any", "ieee"] | {"sm_80": Tile(64, 32, 32, 16, num_warps=8, num_stages=1)},
     ("token_linear", "half"): {
         "sm_80": Tile(64, 128, 64, 32, num_warps=4, num_stages=3),
