@@ -52,13 +52,12 @@ def make_group(
     ) -> Contender:
         return Contender(name, role, lambda *inputs: _bind(change(build(backend)), *inputs))
 
-    def channels_last(*inputs: torch.Tensor) -> Call:
-        x, *rest = inputs
-        return _bind(
-            build("reference").to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-            x.contiguous(memory_format=torch.channels_last),
-            *rest,
-        )
+    def in_channels_last(name: str, role: str, backend: str | None) -> Contender:
+        def make_call(x: torch.Tensor, *rest: torch.Tensor) -> Call:
+            model = build(backend).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return _bind(model, x.contiguous(memory_format=torch.channels_last), *rest)
+
+        return Contender(name, role, make_call)
 
     modes = {(f"{name} by block" if by_block else name): mode for name, mode in compiled.modes(device, which).items()}
 
@@ -74,9 +73,10 @@ def make_group(
         device=device,
         contenders=(
             contender("mixer_kernels", OURS, None),
+            in_channels_last("mixer_kernels, channels_last", OURS, None),
             *(contender(f"mixer_kernels, {name}", OURS, None, compiler(mode)) for name, mode in modes.items()),
             contender("eager", PYTORCH, "reference"),
-            Contender("channels_last", PYTORCH, channels_last),
+            in_channels_last("channels_last", PYTORCH, "reference"),
             *(contender(name, PYTORCH, "reference", compiler(mode)) for name, mode in modes.items()),
         ),
         make_inputs=make_inputs,

@@ -168,7 +168,7 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Group]:
 def test_model_groups(which: str, tiny_model: Callable[[str], Group]) -> None:
     record = race.run(tiny_model(which), 0.0, CEILINGS)
     assert {contender["status"] for contender in record["contenders"]} == {"ok"}
-    assert record["ours"] == "mixer_kernels"
+    assert record["ours"] in ("mixer_kernels", "mixer_kernels, channels_last")
     assert record["best_pytorch"] in ("eager", "channels_last")
     assert record["contenders"][0]["images_per_second"] > 0
     assert record["flops"] > 0

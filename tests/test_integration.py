@@ -25,7 +25,7 @@ from torch.nn.utils import parametrizations
 
 import mixer_kernels
 from mixer_kernels import reference
-from mixer_kernels.ops._triton_op import triton_op
+from mixer_kernels.ops._opaque_op import opaque_op
 
 # name -> (how to build the layer, shape of its input without the batch). A layer that gets a kernel needs one line.
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -177,7 +177,7 @@ def test_dynamo_leaves_the_launches_alone() -> None:
         seen.append(torch.compiler.is_compiling())
         return x + 1
 
-    op = triton_op("launch_that_looks_around", torch.empty_like)(launch)
+    op = opaque_op("launch_that_looks_around", torch.empty_like)(launch)
 
     def given_up(x: torch.Tensor) -> torch.Tensor:
         with GivesUp():

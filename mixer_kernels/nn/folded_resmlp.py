@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mixer_kernels import functional as MF
+from mixer_kernels.nn._channels import perceptron
 from mixer_kernels.nn._parts import Parts, can_bypass
 
 
@@ -83,7 +84,7 @@ class FoldedResMLPBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
         x = self.tokens(x)
-        update = self.mlp_channels(x)
+        update = perceptron(self.mlp_channels, x, self.tokens.backend)
         return x + update if self.layer_scale is None else torch.addcmul(x, self.layer_scale, update)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.nn._channels import perceptron, through_parts
 from mixer_kernels.nn._parts import MLP_PARTS, Parts, can_bypass
 from mixer_kernels.reference.mlp import Mlp
 
@@ -29,6 +30,14 @@ class TokenMixing(reference.TokenMixing):
         return _mix_tokens(x, self.norm, self, self.backend)
 
 
+class ChannelMixing(reference.ChannelMixing):
+    """:class:`mixer_kernels.reference.ChannelMixing`, its products through the faster of PyTorch's libraries."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., C) to (..., C)."""
+        return x + through_parts(self, self.norm(x), self.backend)
+
+
 class MixerBlock(reference.MixerBlock):
     """:class:`mixer_kernels.reference.MixerBlock` with its token half in one op.
 
@@ -43,7 +52,7 @@ class MixerBlock(reference.MixerBlock):
         if not can_bypass(self):
             return super().forward(x)
         x = _mix_tokens(x, self.norm1, self.mlp_tokens, self.backend)
-        return x + self.mlp_channels(self.norm2(x))
+        return x + perceptron(self.mlp_channels, self.norm2(x), self.backend)
 
 
 def _mix_tokens(x: torch.Tensor, norm: nn.LayerNorm, mlp: Mlp, backend: str | None) -> torch.Tensor:

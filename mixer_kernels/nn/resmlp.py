@@ -9,6 +9,7 @@ from torch import nn
 
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.nn._channels import perceptron
 from mixer_kernels.nn._parts import Parts, can_bypass
 
 
@@ -59,4 +60,4 @@ class ResMLPBlock(reference.ResMLPBlock):
             backend=self.backend,
         )
         # Measured: folding the Affine into the first weight at every step costs as much as the passes that it saves.
-        return torch.addcmul(x, self.ls2, self.mlp_channels(self.norm2(x)))
+        return torch.addcmul(x, self.ls2, perceptron(self.mlp_channels, self.norm2(x), self.backend))

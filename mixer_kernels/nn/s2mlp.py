@@ -8,6 +8,7 @@ import torch
 
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.nn._channels import linear, perceptron
 from mixer_kernels.nn._parts import Parts, can_bypass
 
 
@@ -33,13 +34,17 @@ class S2Attention(reference.S2Attention):
         if not can_bypass(self):
             return super().forward(x)
         attention = self.split_attention
-        fused = MF.shifted_split_attention(
-            self.mlp1(x), attention.mlp1.weight, attention.mlp2.weight, backend=self.backend
-        )
-        return self.mlp2(fused)
+        features = linear(self.mlp1, x, self.backend)
+        fused = MF.shifted_split_attention(features, attention.mlp1.weight, attention.mlp2.weight, backend=self.backend)
+        return linear(self.mlp2, fused, self.backend)
 
 
 class S2Block(reference.S2Block):
     """:class:`mixer_kernels.reference.S2Block` with the fused attention."""
 
     attention_class = S2Attention
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        x = x + self.attention(self.norm1(x))
+        return x + perceptron(self.mlp_channels, self.norm2(x), self.backend)

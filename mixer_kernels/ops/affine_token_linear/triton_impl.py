@@ -12,9 +12,9 @@ from functools import partial
 import torch
 
 from mixer_kernels.ops import _triton, _triton_cases
+from mixer_kernels.ops._opaque_op import opaque_op
 from mixer_kernels.ops._triton_cases import BFLOAT16, FLOAT16, FLOAT32, TF32, Case
 from mixer_kernels.ops._triton_launch import Launch, run
-from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops.affine_token_linear import _fake, _triton_launch
 from mixer_kernels.ops.affine_token_linear._triton_launch import Parameters
 
@@ -26,7 +26,7 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
     return _triton.why_not(device)
 
 
-@triton_op("affine_token_linear_triton_fwd", _fake.forward)
+@opaque_op("affine_token_linear_triton_fwd", _fake.forward)
 def forward(
     x: torch.Tensor,
     alpha: torch.Tensor | None,
@@ -41,7 +41,7 @@ def forward(
         return _triton_launch.forward(run, x, Parameters(alpha, beta, weight, bias, layer_scale), allow_tf32)
 
 
-@triton_op("affine_token_linear_triton_bwd", _fake.backward)
+@opaque_op("affine_token_linear_triton_bwd", _fake.backward)
 def backward(
     dy: torch.Tensor,
     x: torch.Tensor,

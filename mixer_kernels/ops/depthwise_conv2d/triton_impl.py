@@ -12,9 +12,9 @@ import torch
 
 from mixer_kernels.ops import _triton, _triton_cases
 from mixer_kernels.ops._activation import ACTIVATION_CODES
+from mixer_kernels.ops._opaque_op import opaque_op
 from mixer_kernels.ops._triton_cases import Case
 from mixer_kernels.ops._triton_launch import Launch, run
-from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops.depthwise_conv2d import _fake, _triton_epilogue, _triton_launch
 from mixer_kernels.ops.depthwise_conv2d._arguments import Geometry
 from mixer_kernels.ops.depthwise_conv2d._triton_kernels import SIZES
@@ -29,7 +29,7 @@ def why_not(
     return _triton.why_not(device)
 
 
-@triton_op("depthwise_conv2d_triton_fwd", _fake.forward)
+@opaque_op("depthwise_conv2d_triton_fwd", _fake.forward)
 def forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -48,7 +48,7 @@ def forward(
         return _triton_launch.forward(run, x, weight, bias, scale, shift, residual, geometry, activation)
 
 
-@triton_op("depthwise_conv2d_triton_bwd_input", _fake.backward_input)
+@opaque_op("depthwise_conv2d_triton_bwd_input", _fake.backward_input)
 def backward_input(
     dz: torch.Tensor,
     weight: torch.Tensor,
@@ -65,7 +65,7 @@ def backward_input(
         return _triton_launch.backward_input(run, dz, weight, residual, height, width, geometry)
 
 
-@triton_op("depthwise_conv2d_triton_bwd_weight", _fake.backward_weight)
+@opaque_op("depthwise_conv2d_triton_bwd_weight", _fake.backward_weight)
 def backward_weight(
     dz: torch.Tensor,
     x: torch.Tensor,
@@ -79,7 +79,7 @@ def backward_weight(
         return _triton_launch.backward_weight(run, dz, x, kernel_size, Geometry(stride, padding, dilation))
 
 
-@triton_op("depthwise_conv2d_triton_statistics", _fake.statistics)
+@opaque_op("depthwise_conv2d_triton_statistics", _fake.statistics)
 def statistics(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -94,7 +94,7 @@ def statistics(
         return _triton_launch.statistics(run, x, weight, bias, Geometry(stride, padding, dilation), activation)
 
 
-@triton_op("depthwise_epilogue_triton_fwd", _fake.epilogue_forward)
+@opaque_op("depthwise_epilogue_triton_fwd", _fake.epilogue_forward)
 def epilogue_forward(
     z: torch.Tensor,
     scale: torch.Tensor | None,
@@ -107,7 +107,7 @@ def epilogue_forward(
         return _triton_epilogue.epilogue_forward(run, z, scale, shift, residual, activation)
 
 
-@triton_op("depthwise_epilogue_triton_sums", _fake.epilogue_sums)
+@opaque_op("depthwise_epilogue_triton_sums", _fake.epilogue_sums)
 def epilogue_sums(
     dy: torch.Tensor, z: torch.Tensor, center: torch.Tensor | None, activation: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +116,7 @@ def epilogue_sums(
         return _triton_epilogue.epilogue_sums(run, dy, z, center, activation)
 
 
-@triton_op("depthwise_epilogue_triton_bwd", _fake.epilogue_backward)
+@opaque_op("depthwise_epilogue_triton_bwd", _fake.epilogue_backward)
 def epilogue_backward(
     dy: torch.Tensor,
     z: torch.Tensor,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mixer_kernels.ops import _triton
+from mixer_kernels.ops._opaque_op import opaque_op
 from mixer_kernels.ops._triton_launch import cdiv
-from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops._triton_vectors import vector_length, vector_strides
 
 try:
@@ -68,7 +68,7 @@ def _nothing(x: torch.Tensor, directions: Sequence[int]) -> None:
     return None
 
 
-@triton_op("spatial_shift_triton_fwd", _like)
+@opaque_op("spatial_shift_triton_fwd", _like)
 def forward(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     """Return shifted ``x``, a new tensor."""
     y = torch.empty_like(x)
@@ -76,13 +76,13 @@ def forward(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     return y
 
 
-@triton_op("spatial_shift_triton_fwd_", _nothing, mutates=("x",))
+@opaque_op("spatial_shift_triton_fwd_", _nothing, mutates=("x",))
 def forward_(x: torch.Tensor, directions: Sequence[int]) -> None:
     """Shift ``x`` in place."""
     _launch(x, x, directions, adjoint=False)
 
 
-@triton_op("spatial_shift_triton_bwd", _like)
+@opaque_op("spatial_shift_triton_bwd", _like)
 def backward(dy: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     """Return the adjoint of the shift applied to ``dy``, a new tensor."""
     dx = torch.empty_like(dy)
@@ -90,7 +90,7 @@ def backward(dy: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     return dx
 
 
-@triton_op("spatial_shift_triton_bwd_", _nothing, mutates=("dy",))
+@opaque_op("spatial_shift_triton_bwd_", _nothing, mutates=("dy",))
 def backward_(dy: torch.Tensor, directions: Sequence[int]) -> None:
     """Apply the adjoint of the shift to ``dy`` in place."""
     _launch(dy, dy, directions, adjoint=True)

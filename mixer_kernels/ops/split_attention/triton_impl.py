@@ -11,9 +11,9 @@ from functools import partial
 import torch
 
 from mixer_kernels.ops import _triton, _triton_cases
+from mixer_kernels.ops._opaque_op import opaque_op
 from mixer_kernels.ops._triton_cases import Case
 from mixer_kernels.ops._triton_launch import Launch, run
-from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops.split_attention import _fake, _gate, _triton_launch
 from mixer_kernels.ops.split_attention._triton_kernels import SIZES
 
@@ -25,28 +25,28 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
     return _triton.why_not(device)
 
 
-@triton_op("split_attention_triton_sums", _fake.sums)
+@opaque_op("split_attention_triton_sums", _fake.sums)
 def sums(x: torch.Tensor) -> torch.Tensor:
     """Return the sum over the pixels of all three branches, two of them shifted, (B, C)."""
     with torch.cuda.device_of(x):
         return _triton_launch.sums(run, x)
 
 
-@triton_op("split_attention_triton_combine", _fake.combine)
+@opaque_op("split_attention_triton_combine", _fake.combine)
 def combine(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the sum of the branches, two of them shifted, each times its weights: (B, H, W, C)."""
     with torch.cuda.device_of(x):
         return _triton_launch.combine(run, x, weights)
 
 
-@triton_op("split_attention_triton_bwd_weights", _fake.backward_weights)
+@opaque_op("split_attention_triton_bwd_weights", _fake.backward_weights)
 def backward_weights(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return the sum over the pixels of ``dy`` times each branch, two of them shifted: (B, 3, C)."""
     with torch.cuda.device_of(x):
         return _triton_launch.backward_weights(run, dy, x)
 
 
-@triton_op("split_attention_triton_bwd_features", _fake.backward_features)
+@opaque_op("split_attention_triton_bwd_features", _fake.backward_features)
 def backward_features(dy: torch.Tensor, weights: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
     """Return ``weights * dy + da`` for each branch, behind the adjoint of its shift: (B, H, W, 3C)."""
     with torch.cuda.device_of(dy):

@@ -12,9 +12,9 @@ from functools import partial
 import torch
 
 from mixer_kernels.ops import _triton, _triton_cases
+from mixer_kernels.ops._opaque_op import opaque_op
 from mixer_kernels.ops._triton_cases import BFLOAT16, FLOAT16, FLOAT32, TF32, Case
 from mixer_kernels.ops._triton_launch import Launch, run
-from mixer_kernels.ops._triton_op import triton_op
 from mixer_kernels.ops.token_mixing import _fake, _triton_launch
 from mixer_kernels.ops.token_mixing._triton_launch import Norm
 
@@ -26,7 +26,7 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
     return _triton.why_not(device)
 
 
-@triton_op("layer_norm_token_linear_triton_fwd", _fake.layer_norm_token_linear_forward)
+@opaque_op("layer_norm_token_linear_triton_fwd", _fake.layer_norm_token_linear_forward)
 def layer_norm_token_linear_forward(
     x: torch.Tensor,
     norm_weight: torch.Tensor | None,
@@ -41,7 +41,7 @@ def layer_norm_token_linear_forward(
         return _triton_launch.linear_forward(run, x, norm_weight, norm_bias, weight, bias, eps, activation)
 
 
-@triton_op("layer_norm_token_linear_triton_bwd", _fake.backward)
+@opaque_op("layer_norm_token_linear_triton_bwd", _fake.backward)
 def layer_norm_token_linear_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -59,7 +59,7 @@ def layer_norm_token_linear_backward(
         return _triton_launch.linear_backward(run, dy, x, norm, weight, bias, activation)
 
 
-@triton_op("token_mixing_triton_fwd", _fake.token_mixing_forward)
+@opaque_op("token_mixing_triton_fwd", _fake.token_mixing_forward)
 def token_mixing_forward(
     x: torch.Tensor,
     norm_weight: torch.Tensor | None,
@@ -78,7 +78,7 @@ def token_mixing_forward(
         )
 
 
-@triton_op("token_mixing_triton_bwd", _fake.backward)
+@opaque_op("token_mixing_triton_bwd", _fake.backward)
 def token_mixing_backward(
     dy: torch.Tensor,
     x: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Functions that launch Triton kernels, behind PyTorch's dispatcher."""
+"""Functions that tracing must not enter, behind PyTorch's dispatcher: those that launch Triton kernels, above all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch._compile import _disable_dynamo
 
 
-def triton_op(
+def opaque_op(
     name: str, fake: Callable[..., Any], mutates: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function the op ``mixer_kernels::<name>``.
