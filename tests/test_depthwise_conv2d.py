@@ -795,6 +795,34 @@ def test_layer_is_the_reference_layer(monkeypatch, activation, change):
     assert (change in ("untracked", "untracked_eval")) == (fused[0].fn[2].num_batches_tracked is None)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("change", ["eval", "not_affine_eval"])
+def test_inference_of_a_layer_is_one_pass_behind_each_convolution(monkeypatch, device, backend, activation, change):
+    options = {"activation": activation, "device": device}
+    plain = reference_layers.ConvMixerLayer(6, 5, **options)
+    fused = mixer_kernels.ConvMixerLayer(6, 5, backend=backend, **options)
+    for layer in (plain, fused):
+        CHANGES[change](layer)
+        layer.float()
+    fused.load_state_dict(randomise(plain).state_dict())
+    x = torch.randn(3, 6, 7, 8, device=device)
+    with torch.no_grad():
+        expected = plain(x)
+        # Observed parts run, and so do those that a gradient is wanted of.
+        calls: list[nn.Module] = []
+        handle = fused[3].register_forward_hook(lambda module, *_: calls.append(module))
+        torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-4)
+        handle.remove()
+        assert calls == [fused[3]]
+        for part in (fused[0], fused[2], fused[3]):
+            monkeypatch.setattr(type(part), "forward", refuse)
+        for layout in LAYOUTS.values():
+            y = fused(layout(x))
+            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(AssertionError, match="ran by itself"):
+        fused(x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("training", [False, True])
 def test_layer_in_low_precision(device, backend, dtype, training):

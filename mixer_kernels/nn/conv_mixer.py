@@ -12,7 +12,8 @@ from torch import nn
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
 from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, has_hooks, is_plain, observed
-from mixer_kernels.ops.depthwise_conv2d import depthwise_conv2d_batch_norm, normalization
+from mixer_kernels.ops import _checks
+from mixer_kernels.ops.depthwise_conv2d import depthwise_conv2d_batch_norm, normalization, scaled_activation
 from mixer_kernels.reference.conv_mixer import Residual
 
 logger = logging.getLogger("mixer_kernels")
@@ -44,7 +45,8 @@ class ConvMixerLayer(reference.ConvMixerLayer):
     """:class:`mixer_kernels.reference.ConvMixerLayer` with its depthwise half in one op, in training in two passes.
 
     Where the parts of that half are not what the op computes, such as a SyncBatchNorm, or are observed by hooks, they
-    run as they are, on the backend that was asked for where they take one; a debug message says so.
+    run as they are, on the backend that was asked for where they take one; a debug message says so. In inference the
+    activation and the BatchNorm of the other half are one pass.
     """
 
     depthwise_class = DepthwiseConv2d
@@ -60,9 +62,7 @@ class ConvMixerLayer(reference.ConvMixerLayer):
             if not torch.compiler.is_compiling():
                 logger.debug("ConvMixerLayer: running the depthwise half as it is: %s", reason)
             x = mix_pixels(x)
-        for part in mix_channels:
-            x = part(x)
-        return x
+        return _mix_channels(x, mix_channels, self.backend)
 
 
 def _why_not(mix_pixels: Any) -> str | None:
@@ -91,11 +91,8 @@ def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tenso
     """Return ``x + norm(act(conv(x)))``."""
     conv, act, norm = parts
     activation = activation_name(act)
-    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        # In float32 also where the buffers are of lower precision.
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        mean, var = norm.running_mean.to(dtype), norm.running_var.to(dtype)
-        scale, shift = normalization(mean, var, norm.weight, norm.bias, norm.eps)
+    if _is_affine(norm):
+        scale, shift = _affine(norm, x)
         return MF.depthwise_conv2d(
             x,
             conv.weight,
@@ -127,6 +124,43 @@ def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tenso
     )
     _update_running_statistics(norm, mean, var, x.numel() // x.shape[1])
     return y
+
+
+def _mix_channels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tensor:
+    """Return what the parts of the pointwise half compute, ``norm(act(conv(x)))`` unless they were changed."""
+    if not _is_one_pass(parts):
+        for part in parts:
+            x = part(x)
+        return x
+    conv, act, norm = parts
+    z = conv(x)
+    scale, shift = _affine(norm, z)
+    if _checks.needs_grad(z, scale, shift):
+        return norm(act(z))
+    return scaled_activation(z, scale, shift, activation_name(act), backend)
+
+
+def _is_one_pass(parts: Any) -> bool:
+    """Return whether behind a convolution there are an activation and a BatchNorm, for our kernels to join."""
+    # Compilers join them, too, and know a free place for the result.
+    if len(parts) != 3 or torch.compiler.is_compiling():
+        return False
+    _, act, norm = parts
+    is_known = type(act) in ACTIVATIONS and is_plain(norm, nn.BatchNorm2d) and _is_affine(norm)
+    return is_known and not observed(act) and not observed(norm)
+
+
+def _is_affine(norm: Any) -> bool:
+    """Return whether a BatchNorm takes its running statistics."""
+    return not norm.training and norm.running_mean is not None and norm.running_var is not None
+
+
+def _affine(norm: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scale and shift, (C,), of a BatchNorm that takes its running statistics."""
+    # In float32 also where the buffers are of lower precision.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, var = norm.running_mean.to(dtype), norm.running_var.to(dtype)
+    return normalization(mean, var, norm.weight, norm.bias, norm.eps)
 
 
 def _update_running_statistics(norm: Any, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:

@@ -5,7 +5,7 @@ from mixer_kernels.ops.depthwise_conv2d.batch_norm import (
     depthwise_conv2d_batch_norm,
     normalization,
 )
-from mixer_kernels.ops.depthwise_conv2d.op import DepthwiseConv2dFunction, depthwise_conv2d
+from mixer_kernels.ops.depthwise_conv2d.op import DepthwiseConv2dFunction, depthwise_conv2d, scaled_activation
 
 __all__ = [
     "DepthwiseConv2dFunction",
@@ -13,4 +13,5 @@ __all__ = [
     "depthwise_conv2d",
     "depthwise_conv2d_batch_norm",
     "normalization",
+    "scaled_activation",
 ]
