@@ -824,6 +824,34 @@ def test_inference_of_a_layer_is_one_pass_behind_each_convolution(monkeypatch, d
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inference_of_a_layer_in_low_precision(device, backend, dtype):
+    plain = reference_layers.ConvMixerLayer(32, 5, device=device).eval()
+    exact = copy.deepcopy(randomise(plain)).double()
+    fused = mixer_kernels.ConvMixerLayer(32, 5, backend=backend, device=device).eval()
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 32, 9, 8, device=device, dtype=dtype)
+    with torch.no_grad():
+        # The norms in float32, as mixed precision has them.
+        for layer in (plain, fused):
+            layer.to(dtype)
+            for part in layer.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.float()
+        exact.load_state_dict(plain.state_dict())
+        assert_as_accurate(fused(x), plain(x).to(dtype), exact(x.double()))
+
+
+def test_a_norm_of_another_dtype_or_size_is_pytorchs_to_refuse(backend):
+    layer = mixer_kernels.ConvMixerLayer(6, 5, backend=backend, device="cpu").eval()
+    x = torch.randn(2, 6, 9, 8)
+    with torch.no_grad():
+        for norm in (nn.BatchNorm2d(6).half().eval(), nn.BatchNorm2d(7).eval()):
+            layer[3] = norm
+            with pytest.raises(RuntimeError, match=r"scalar type|elements"):
+                layer(x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("training", [False, True])
 def test_layer_in_low_precision(device, backend, dtype, training):
     plain, fused = (layer.to(dtype).train(training) for layer in make_layers(backend, device))

@@ -1,4 +1,4 @@
-"""The layers over the channels: plain PyTorch, but for float32 on CPUs where that is slow."""
+"""The layers over the channels: plain PyTorch, but for inference in float32 on CPUs where that is slow."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ import torch
 from torch import nn
 
 from mixer_kernels.nn._parts import observed
-from mixer_kernels.ops import _backend, _linear
+from mixer_kernels.ops import _backend, _onednn
 from mixer_kernels.reference.mlp import Mlp
 
 
 def linear(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
     """Return ``part(x)`` of a linear layer, or of what took its place."""
-    if type(part) is not nn.Linear or observed(part) or _backend.requested("linear", backend) == _backend.REFERENCE:
-        return part(x)
-    return _linear.linear(x, part.weight, part.bias)
+    if _may_bypass(part, nn.Linear, backend) and _onednn.pays(x, part.weight, part.bias):
+        return _onednn.linear(x, part.weight, part.bias)
+    return part(x)
 
 
 def perceptron(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
     """Return ``part(x)`` of a perceptron, or of what took its place."""
-    if type(part) is not Mlp or observed(part):
-        return part(x)
-    return through_parts(part, x, backend)
+    return through_parts(part, x, backend) if _may_bypass(part, Mlp, backend) else part(x)
 
 
 def through_parts(layer: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
     """Return what a perceptron computes with its parts."""
     return linear(layer.fc2, layer.act(linear(layer.fc1, x, backend)), backend)
+
+
+def _may_bypass(part: Any, cls: type[nn.Module], backend: str | None) -> bool:
+    """Return whether a part need not be called: it is of this very class, unobserved, and there is something to win."""
+    return (
+        _onednn.may_pay()
+        and type(part) is cls
+        and not observed(part)
+        and part._compiled_call_impl is None
+        and _backend.requested(cls.__name__, backend) != _backend.REFERENCE
+    )

@@ -12,7 +12,7 @@ from torch import nn
 from mixer_kernels import functional as MF
 from mixer_kernels import reference
 from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, has_hooks, is_plain, observed
-from mixer_kernels.ops import _checks
+from mixer_kernels.ops import _backend, _checks
 from mixer_kernels.ops.depthwise_conv2d import depthwise_conv2d_batch_norm, normalization, scaled_activation
 from mixer_kernels.reference.conv_mixer import Residual
 
@@ -128,26 +128,34 @@ def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tenso
 
 def _mix_channels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tensor:
     """Return what the parts of the pointwise half compute, ``norm(act(conv(x)))`` unless they were changed."""
-    if not _is_one_pass(parts):
+    if len(parts) != 3:
         for part in parts:
             x = part(x)
         return x
     conv, act, norm = parts
     z = conv(x)
-    scale, shift = _affine(norm, z)
-    if _checks.needs_grad(z, scale, shift):
+    if not _is_one_pass(z, act, norm, backend):
         return norm(act(z))
+    scale, shift = _affine(norm, z)
     return scaled_activation(z, scale, shift, activation_name(act), backend)
 
 
-def _is_one_pass(parts: Any) -> bool:
-    """Return whether behind a convolution there are an activation and a BatchNorm, for our kernels to join."""
-    # Compilers join them, too, and know a free place for the result.
-    if len(parts) != 3 or torch.compiler.is_compiling():
+def _is_one_pass(z: torch.Tensor, act: nn.Module, norm: Any, backend: str | None) -> bool:
+    """Return whether activation and BatchNorm of a map are one pass of our kernels."""
+    # Compilers make them one pass, too, and know a free place for the result.
+    if not _checks.is_inference() or torch.compiler.is_compiling():
         return False
-    _, act, norm = parts
-    is_known = type(act) in ACTIVATIONS and is_plain(norm, nn.BatchNorm2d) and _is_affine(norm)
-    return is_known and not observed(act) and not observed(norm)
+    if type(act) not in ACTIVATIONS or observed(act):
+        return False
+    if not is_plain(norm, nn.BatchNorm2d) or observed(norm) or not _is_affine(norm):
+        return False
+    constants = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    # The dtypes and sizes that PyTorch takes: it has to answer for others.
+    dtypes = (z.dtype, torch.float32) if z.element_size() == 2 else (z.dtype,)
+    fits = z.dim() == 4 and all(
+        value is None or (value.dtype in dtypes and value.shape == z.shape[1:2]) for value in constants
+    )
+    return fits and _backend.requested("ConvMixerLayer", backend) != _backend.REFERENCE
 
 
 def _is_affine(norm: Any) -> bool:

@@ -79,12 +79,13 @@ class FoldedResMLPBlock(nn.Module):
         super().__init__()
         self.tokens = tokens
         self.mlp_channels = mlp_channels
+        self.backend = tokens.backend
         self.register_buffer("layer_scale", layer_scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
         x = self.tokens(x)
-        update = perceptron(self.mlp_channels, x, self.tokens.backend)
+        update = perceptron(self.mlp_channels, x, self.backend)
         return x + update if self.layer_scale is None else torch.addcmul(x, self.layer_scale, update)
 
 

@@ -31,7 +31,7 @@ class TokenMixing(reference.TokenMixing):
 
 
 class ChannelMixing(reference.ChannelMixing):
-    """:class:`mixer_kernels.reference.ChannelMixing`, its products through the faster of PyTorch's libraries."""
+    """:class:`mixer_kernels.reference.ChannelMixing`, in inference through the faster of PyTorch's libraries."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., C) to (..., C)."""

@@ -130,6 +130,11 @@ def needs_grad(*values: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
 
 
+def is_inference() -> bool:
+    """Return whether nothing is differentiated here, in either direction, whatever requires grad."""
+    return not torch.is_grad_enabled() and torch.autograd.forward_ad._current_level < 0
+
+
 def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:
     """Return the gradients of the inputs that need one, None for the others."""
     return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=False))

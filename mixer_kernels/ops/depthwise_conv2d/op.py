@@ -144,7 +144,7 @@ def scaled_activation(
 ) -> torch.Tensor:
     """Return ``scale * act(z) + shift`` of a map in one pass: BatchNorm in evaluation mode behind an activation.
 
-    It carries no gradient. ``scale`` and ``shift``, (C,), are of the dtype that sums over ``z`` have.
+    It carries no gradient. ``z`` is (B, C, H, W); ``scale`` and ``shift``, (C,), are of the dtype of sums over it.
     """
     op = "depthwise_conv2d"
     code = activation_code(op, activation)
