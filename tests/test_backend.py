@@ -44,6 +44,12 @@ def test_a_gpu_without_code_is_refused_with_a_reason(monkeypatch):
     assert _native.why_not(torch.device("cuda", 0)) is None
 
 
+def test_an_extension_of_an_older_version_says_so():
+    pytest.importorskip("mixer_kernels._C")
+    with pytest.raises(ImportError, match=r"has no op 'of_tomorrow'.* older .*`pip install -e \.`"):
+        _native.register_fake("of_tomorrow", lambda x: x)
+
+
 def test_contexts_of_two_threads_may_overlap():
     first, second = mixer_kernels.use_backend("reference"), mixer_kernels.use_backend("native")
     first.__enter__()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -24,6 +26,22 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 extension, _error = _load()
 _cuda_archs: str = extension.build_info()["cuda_archs"] if extension is not None else ""
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Say what the op ``mixer_kernels::<name>`` of the extension returns, without the values.
+
+    Raises:
+        ImportError: the extension has no such op.
+    """
+    if extension is None:
+        return
+    if not hasattr(torch.ops.mixer_kernels, name):
+        raise ImportError(
+            f"mixer_kernels: the compiled extension has no op {name!r}, for it is older than the rest of the package; "
+            "build it again (`pip install -e .`)"
+        )
+    torch.library.register_fake(f"mixer_kernels::{name}", fake)
 
 
 def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | None:

@@ -42,6 +42,5 @@ def backward(
     return torch.ops.mixer_kernels.affine_token_linear_bwd(dy, x, alpha, beta, weight, bias, layer_scale, allow_tf32)
 
 
-if _native.extension is not None:
-    torch.library.register_fake("mixer_kernels::affine_token_linear_fwd", _fake.forward)
-    torch.library.register_fake("mixer_kernels::affine_token_linear_bwd", _fake.backward)
+_native.register_fake("affine_token_linear_fwd", _fake.forward)
+_native.register_fake("affine_token_linear_bwd", _fake.backward)

@@ -139,13 +139,12 @@ def batch_norm_backward(
     )
 
 
-if _native.extension is not None:
-    torch.library.register_fake("mixer_kernels::depthwise_conv2d_fwd", _fake.forward)
-    torch.library.register_fake("mixer_kernels::depthwise_conv2d_bwd_input", _fake.backward_input)
-    torch.library.register_fake("mixer_kernels::depthwise_conv2d_bwd_weight", _fake.backward_weight)
-    torch.library.register_fake("mixer_kernels::depthwise_conv2d_statistics", _fake.statistics)
-    torch.library.register_fake("mixer_kernels::depthwise_epilogue_fwd", _fake.epilogue_forward)
-    torch.library.register_fake("mixer_kernels::depthwise_epilogue_sums", _fake.epilogue_sums)
-    torch.library.register_fake("mixer_kernels::depthwise_epilogue_bwd", _fake.epilogue_backward)
-    torch.library.register_fake("mixer_kernels::depthwise_conv2d_batch_norm_fwd", _fake.batch_norm_forward)
-    torch.library.register_fake("mixer_kernels::depthwise_conv2d_batch_norm_bwd", _fake.batch_norm_backward)
+_native.register_fake("depthwise_conv2d_fwd", _fake.forward)
+_native.register_fake("depthwise_conv2d_bwd_input", _fake.backward_input)
+_native.register_fake("depthwise_conv2d_bwd_weight", _fake.backward_weight)
+_native.register_fake("depthwise_conv2d_statistics", _fake.statistics)
+_native.register_fake("depthwise_epilogue_fwd", _fake.epilogue_forward)
+_native.register_fake("depthwise_epilogue_sums", _fake.epilogue_sums)
+_native.register_fake("depthwise_epilogue_bwd", _fake.epilogue_backward)
+_native.register_fake("depthwise_conv2d_batch_norm_fwd", _fake.batch_norm_forward)
+_native.register_fake("depthwise_conv2d_batch_norm_bwd", _fake.batch_norm_backward)

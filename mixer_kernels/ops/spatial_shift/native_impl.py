@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mixer_kernels.ops import _native
+from mixer_kernels.ops.spatial_shift import _fake
 
 
 def why_not(device: torch.device) -> str | None:
@@ -34,14 +35,7 @@ def backward_(dy: torch.Tensor, directions: Sequence[int]) -> None:
     torch.ops.mixer_kernels.spatial_shift_bwd_(dy, directions)
 
 
-if _native.extension is not None:
-
-    @torch.library.register_fake("mixer_kernels::spatial_shift_fwd")
-    @torch.library.register_fake("mixer_kernels::spatial_shift_bwd")
-    def _(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
-        return torch.empty_like(x)
-
-    @torch.library.register_fake("mixer_kernels::spatial_shift_fwd_")
-    @torch.library.register_fake("mixer_kernels::spatial_shift_bwd_")
-    def _(x: torch.Tensor, directions: Sequence[int]) -> None:
-        return None
+_native.register_fake("spatial_shift_fwd", _fake.shifted)
+_native.register_fake("spatial_shift_bwd", _fake.shifted)
+_native.register_fake("spatial_shift_fwd_", _fake.in_place)
+_native.register_fake("spatial_shift_bwd_", _fake.in_place)

@@ -12,6 +12,7 @@ from mixer_kernels.ops import _triton
 from mixer_kernels.ops._opaque_op import opaque_op
 from mixer_kernels.ops._triton_launch import cdiv
 from mixer_kernels.ops._triton_vectors import vector_length, vector_strides
+from mixer_kernels.ops.spatial_shift import _fake
 
 try:
     import triton
@@ -60,15 +61,7 @@ def why_not(device: torch.device) -> str | None:
     return _triton.why_not(device)
 
 
-def _like(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
-    return torch.empty_like(x)
-
-
-def _nothing(x: torch.Tensor, directions: Sequence[int]) -> None:
-    return None
-
-
-@opaque_op("spatial_shift_triton_fwd", _like)
+@opaque_op("spatial_shift_triton_fwd", _fake.shifted)
 def forward(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     """Return shifted ``x``, a new tensor."""
     y = torch.empty_like(x)
@@ -76,13 +69,13 @@ def forward(x: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     return y
 
 
-@opaque_op("spatial_shift_triton_fwd_", _nothing, mutates=("x",))
+@opaque_op("spatial_shift_triton_fwd_", _fake.in_place, mutates=("x",))
 def forward_(x: torch.Tensor, directions: Sequence[int]) -> None:
     """Shift ``x`` in place."""
     _launch(x, x, directions, adjoint=False)
 
 
-@opaque_op("spatial_shift_triton_bwd", _like)
+@opaque_op("spatial_shift_triton_bwd", _fake.shifted)
 def backward(dy: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     """Return the adjoint of the shift applied to ``dy``, a new tensor."""
     dx = torch.empty_like(dy)
@@ -90,7 +83,7 @@ def backward(dy: torch.Tensor, directions: Sequence[int]) -> torch.Tensor:
     return dx
 
 
-@opaque_op("spatial_shift_triton_bwd_", _nothing, mutates=("dy",))
+@opaque_op("spatial_shift_triton_bwd_", _fake.in_place, mutates=("dy",))
 def backward_(dy: torch.Tensor, directions: Sequence[int]) -> None:
     """Apply the adjoint of the shift to ``dy`` in place."""
     _launch(dy, dy, directions, adjoint=True)

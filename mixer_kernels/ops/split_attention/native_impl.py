@@ -35,6 +35,5 @@ def backward(
     return torch.ops.mixer_kernels.split_attention_bwd(*arguments)
 
 
-if _native.extension is not None:
-    torch.library.register_fake("mixer_kernels::split_attention_fwd", _fake.forward)
-    torch.library.register_fake("mixer_kernels::split_attention_bwd", _fake.backward)
+_native.register_fake("split_attention_fwd", _fake.forward)
+_native.register_fake("split_attention_bwd", _fake.backward)

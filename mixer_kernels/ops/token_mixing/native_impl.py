@@ -81,8 +81,7 @@ def token_mixing_backward(
     )
 
 
-if _native.extension is not None:
-    torch.library.register_fake("mixer_kernels::layer_norm_token_linear_fwd", _fake.layer_norm_token_linear_forward)
-    torch.library.register_fake("mixer_kernels::layer_norm_token_linear_bwd", _fake.backward)
-    torch.library.register_fake("mixer_kernels::token_mixing_fwd", _fake.token_mixing_forward)
-    torch.library.register_fake("mixer_kernels::token_mixing_bwd", _fake.backward)
+_native.register_fake("layer_norm_token_linear_fwd", _fake.layer_norm_token_linear_forward)
+_native.register_fake("layer_norm_token_linear_bwd", _fake.backward)
+_native.register_fake("token_mixing_fwd", _fake.token_mixing_forward)
+_native.register_fake("token_mixing_bwd", _fake.backward)
