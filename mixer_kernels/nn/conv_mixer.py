@@ -13,7 +13,7 @@ from mixer_kernels import functional as MF
 from mixer_kernels import reference
 from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, has_hooks, is_plain, observed
 from mixer_kernels.ops import _backend, _checks
-from mixer_kernels.ops.depthwise_conv2d import depthwise_conv2d_batch_norm, normalization, scaled_activation
+from mixer_kernels.ops.depthwise_conv2d import choose, depthwise_conv2d_batch_norm, normalization, scaled_activation
 from mixer_kernels.reference.conv_mixer import Residual
 
 logger = logging.getLogger("mixer_kernels")
@@ -134,14 +134,15 @@ def _mix_channels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Ten
         return x
     conv, act, norm = parts
     z = conv(x)
-    if not _is_one_pass(z, act, norm, backend):
+    name = choose("ConvMixerLayer", backend, z) if _is_one_pass(z, act, norm) else _backend.REFERENCE
+    if name == _backend.REFERENCE:
         return norm(act(z))
     scale, shift = _affine(norm, z)
-    return scaled_activation(z, scale, shift, activation_name(act), backend)
+    return scaled_activation(z, scale, shift, activation_name(act), name)
 
 
-def _is_one_pass(z: torch.Tensor, act: nn.Module, norm: Any, backend: str | None) -> bool:
-    """Return whether activation and BatchNorm of a map are one pass of our kernels."""
+def _is_one_pass(z: torch.Tensor, act: nn.Module, norm: Any) -> bool:
+    """Return whether activation and BatchNorm of a map may be one pass of our kernels."""
     # Compilers make them one pass, too, and know a free place for the result.
     if not _checks.is_inference() or torch.compiler.is_compiling():
         return False
@@ -152,10 +153,9 @@ def _is_one_pass(z: torch.Tensor, act: nn.Module, norm: Any, backend: str | None
     constants = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     # The dtypes and sizes that PyTorch takes: it has to answer for others.
     dtypes = (z.dtype, torch.float32) if z.element_size() == 2 else (z.dtype,)
-    fits = z.dim() == 4 and all(
+    return z.dim() == 4 and all(
         value is None or (value.dtype in dtypes and value.shape == z.shape[1:2]) for value in constants
     )
-    return fits and _backend.requested("ConvMixerLayer", backend) != _backend.REFERENCE
 
 
 def _is_affine(norm: Any) -> bool:

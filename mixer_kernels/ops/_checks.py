@@ -132,7 +132,7 @@ def needs_grad(*values: torch.Tensor | None) -> bool:
 
 def is_inference() -> bool:
     """Return whether nothing is differentiated here, in either direction, whatever requires grad."""
-    return not torch.is_grad_enabled() and torch.autograd.forward_ad._current_level < 0
+    return not torch.is_grad_enabled() and not needs_grad()
 
 
 def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:

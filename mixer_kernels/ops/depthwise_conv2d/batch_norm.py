@@ -142,6 +142,24 @@ def normalization(
     return scale, shift
 
 
+def scaled_activation(
+    z: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: str | None, backend: str
+) -> torch.Tensor:
+    """Return ``scale * act(z) + shift`` of a map in one pass: BatchNorm in evaluation mode behind an activation.
+
+    It carries no gradient.
+
+    Args:
+        z: (B, C, H, W).
+        scale: (C,), in the dtype of sums over ``z``.
+        shift: likewise.
+        activation: None, "relu", "gelu" (with erf) or "gelu_tanh".
+        backend: one that runs on ``z``, by :func:`choose`, and has kernels.
+    """
+    code = activation_code("scaled_activation", activation)
+    return IMPLEMENTATIONS[backend].epilogue_forward(z, scale, shift, None, code)
+
+
 def _forward(
     x: torch.Tensor,
     weight: torch.Tensor,

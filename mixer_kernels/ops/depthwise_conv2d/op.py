@@ -139,25 +139,11 @@ def depthwise_conv2d(
     return DepthwiseConv2dFunction.apply(*tensors[:-1], other, residual_is_x, geometry, code, name)
 
 
-def scaled_activation(
-    z: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: str | None, backend: str | None = None
-) -> torch.Tensor:
-    """Return ``scale * act(z) + shift`` of a map in one pass: BatchNorm in evaluation mode behind an activation.
-
-    It carries no gradient. ``z`` is (B, C, H, W); ``scale`` and ``shift``, (C,), are of the dtype of sums over it.
-    """
-    op = "depthwise_conv2d"
-    code = activation_code(op, activation)
-    name = _backend.choose(op, backend, ORDER.get(z.device.type, ()), IMPLEMENTATIONS, z.device, z.dtype)
-    if name == _backend.REFERENCE:
-        return reference.scaled_activation(z, scale, shift, activation)
-    return IMPLEMENTATIONS[name].epilogue_forward(z, scale, shift, None, code)
-
-
-def choose(op: str, backend: str | None, x: torch.Tensor, weight: torch.Tensor) -> str:
-    """Return the name of the backend that runs a convolution."""
+def choose(op: str, backend: str | None, x: torch.Tensor, weight: Optional = None) -> str:
+    """Return the name of the backend that runs a convolution, or what follows one."""
+    kernel_size = () if weight is None else (weight.shape[2:],)
     order = ORDER.get(x.device.type, ())
-    return _backend.choose(op, backend, order, IMPLEMENTATIONS, x.device, x.dtype, weight.shape[2:])
+    return _backend.choose(op, backend, order, IMPLEMENTATIONS, x.device, x.dtype, *kernel_size)
 
 
 def why_not(device: torch.device) -> dict[str, str | None]:

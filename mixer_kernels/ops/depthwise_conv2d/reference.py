@@ -37,13 +37,6 @@ def depthwise_conv2d(
     return y.to(x.dtype).contiguous(memory_format=suggest_memory_format(x))
 
 
-def scaled_activation(
-    z: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: str | None
-) -> torch.Tensor:
-    """Return ``scale * act(z) + shift``."""
-    return (scale.view(-1, 1, 1) * apply_activation(z, activation) + shift.view(-1, 1, 1)).to(z.dtype)
-
-
 def depthwise_conv2d_batch_norm(
     x: torch.Tensor,
     weight: torch.Tensor,
