@@ -139,7 +139,7 @@ _QUICK_MODELS = ("mixer_s32_224",)
 MODEL_SHAPES = (
     *(ModelShape(name, 1, CPU) for name in _MODELS),
     *(
-        ModelShape(name, 8, CPU, passes=(FWD, FWD_BWD), quick_dtypes=(FP32,) if name in _QUICK_MODELS else ())
+        ModelShape(name, 8, CPU, passes=(FWD, FWD_BWD), quick_dtypes=(FP32, BF16) if name in _QUICK_MODELS else ())
         for name in _MODELS
     ),
     *(ModelShape(name, 1, CUDA, dtypes=(BF16,)) for name in _MODELS),

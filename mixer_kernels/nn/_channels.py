@@ -1,4 +1,4 @@
-"""The layers over the channels: plain PyTorch, but for inference in float32 on CPUs where that is slow."""
+"""The layers over the channels: plain PyTorch, but for inference in dtypes in which this CPU has something faster."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixer_kernels.nn._parts import observed
+from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, observed
 from mixer_kernels.ops import _backend, _onednn
 from mixer_kernels.reference.mlp import Mlp
 
 
-def linear(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
-    """Return ``part(x)`` of a linear layer, or of what took its place."""
+def linear(part: Any, x: torch.Tensor, backend: str | None, act: Any = None) -> torch.Tensor:
+    """Return ``part(x)`` of a linear layer, or ``act(part(x))``, or of what took their places."""
     if _may_bypass(part, nn.Linear, backend) and _onednn.pays(x, part.weight, part.bias):
-        return _onednn.linear(x, part.weight, part.bias)
-    return part(x)
+        if type(act) in ACTIVATIONS and _may_bypass(act, type(act), backend):
+            return _onednn.linear(x, part.weight, part.bias, activation_name(act))
+        y = _onednn.linear(x, part.weight, part.bias)
+    else:
+        y = part(x)
+    return y if act is None else act(y)
 
 
 def perceptron(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
@@ -26,7 +30,7 @@ def perceptron(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
 
 def through_parts(layer: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
     """Return what a perceptron computes with its parts."""
-    return linear(layer.fc2, layer.act(linear(layer.fc1, x, backend)), backend)
+    return linear(layer.fc2, linear(layer.fc1, x, backend, layer.act), backend)
 
 
 def _may_bypass(part: Any, cls: type[nn.Module], backend: str | None) -> bool:

@@ -1,8 +1,8 @@
-"""Linear layers in float32 through oneDNN, in inference, where PyTorch multiplies them at half speed.
+"""Linear layers through oneDNN, which PyTorch carries, in inference, with the GELU behind them in the same pass.
 
-It hands them to MKL, which keeps to AVX2 on CPUs of AMD. From Zen 5 on these have AVX-512 of full width, which oneDNN
-uses; PyTorch carries it as well. What a Mixer wins: `mixer_s32_224` in
-`benchmarks/results/amd-epyc-avx512-bf16-2-threads`.
+bfloat16 PyTorch multiplies with it, too, but copies the bias into the output before, and takes another pass for the
+GELU after. float32 it hands to MKL, which keeps to AVX2 on CPUs of AMD; from Zen 5 on these have AVX-512 of full width,
+which oneDNN uses. What a Mixer wins: `mixer_s32_224` in `benchmarks/results/amd-epyc-avx512-bf16-2-threads`.
 """
 
 from __future__ import annotations
@@ -11,32 +11,42 @@ import torch
 import torch.nn.functional as F
 
 from mixer_kernels.ops import _checks
+from mixer_kernels.ops._activation import apply_activation
 from mixer_kernels.ops._opaque_op import opaque_op
 
-# oneDNN adds up one product after another: a longer sum is made of shorter ones, whose error is less.
+# oneDNN adds up one product after another: a longer sum of float32 is made of shorter ones, whose error is less.
 LONGEST_SUM = 1024
 
 # Elements of a weight below which a call takes longer than its product.
 FEWEST_ELEMENTS = 1 << 16
 
+# Activations that oneDNN computes as PyTorch does -> its names for them. Its ReLU turns NaN into zero.
+_FUSED: dict[str | None, tuple[str, str]] = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+
 Optional = torch.Tensor | None
 
 
-def _is_faster() -> bool:
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
-        return False
+def _faster_in() -> frozenset[torch.dtype]:
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
     cpu = torch.cpu.get_capabilities()
-    # Of the CPUs of AMD, Zen 5 is the first to have the second.
-    return cpu.get("cpu_name", "").startswith("AMD") and cpu.get("avx512_vp2intersect", False)
+    faster = set()
+    if cpu.get("avx512_bf16", False):
+        faster.add(torch.bfloat16)
+    # Of the CPUs of AMD, Zen 5 is the first to have the latter.
+    is_zen5 = cpu.get("cpu_name", "").startswith("AMD") and cpu.get("avx512_vp2intersect", False)
+    if is_zen5 and torch.backends.mkl.is_available():
+        faster.add(torch.float32)
+    return frozenset(faster)
 
 
-# Whether oneDNN multiplies float32 faster than what PyTorch takes on this CPU.
-IS_FASTER = _is_faster()
+# Dtypes whose linear layers oneDNN makes faster on this CPU than what PyTorch does with them.
+FASTER_IN = _faster_in()
 
 
 def may_pay() -> bool:
     """Return whether any linear layer is faster through oneDNN here and now."""
-    return IS_FASTER and _checks.is_inference()
+    return bool(FASTER_IN) and _checks.is_inference()
 
 
 def pays(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> bool:
@@ -46,7 +56,8 @@ def pays(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> bool:
     """
     return (
         may_pay()
-        and all(value is None or _is_ordinary(value) for value in (x, weight, bias))
+        and x.dtype in FASTER_IN
+        and all(value is None or _is_ordinary(value, x.dtype) for value in (x, weight, bias))
         and weight.dim() == 2
         and weight.numel() >= FEWEST_ELEMENTS
         and x.dim() > 1
@@ -56,11 +67,11 @@ def pays(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> bool:
     )
 
 
-def _is_ordinary(value: torch.Tensor) -> bool:
-    """Return whether a tensor is a dense one of float32 on the CPU, without another class's or transform's say."""
+def _is_ordinary(value: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a tensor is a dense one of ``dtype`` on the CPU, without another class's or transform's say."""
     return (
         type(value) in (torch.Tensor, torch.nn.Parameter)
-        and value.dtype == torch.float32
+        and value.dtype == dtype
         and value.device.type == "cpu"
         and value.layout == torch.strided
         and not value.is_nested
@@ -68,32 +79,39 @@ def _is_ordinary(value: torch.Tensor) -> bool:
     )
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> torch.Tensor:
-    """Return ``x @ weight.T + bias`` of arguments for which it :func:`pays`."""
-    return product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], weight.shape[0])
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional, activation: str | None = None) -> torch.Tensor:
+    """Return ``act(x @ weight.T + bias)`` of arguments for which it :func:`pays`."""
+    return (opaque_linear if torch.compiler.is_compiling() else _linear)(x, weight, bias, activation)
 
 
-def _fake(left: torch.Tensor, right: torch.Tensor, bias: Optional) -> torch.Tensor:
-    return left.new_empty(left.shape[0], right.shape[0])
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional, activation: str | None) -> torch.Tensor:
+    if x.numel() == 0 or not torch._C._get_mkldnn_enabled():
+        return apply_activation(F.linear(x, weight, bias), activation)
+    # Copies, where these are not dense: of others oneDNN takes its reference code.
+    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+    depth = x.shape[-1]
+    parts = -(-depth // LONGEST_SUM) if x.dtype == torch.float32 else 1
+    if parts > 1:
+        return apply_activation(_linear_in_parts(x, weight, bias, parts), activation)
+    name, algorithm = _FUSED.get(activation, ("none", ""))
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.contiguous(), bias, name, [], algorithm)
+    return y if name != "none" else apply_activation(y, activation)
 
 
-@opaque_op("onednn_linear", _fake)
-def product(left: torch.Tensor, right: torch.Tensor, bias: Optional) -> torch.Tensor:
-    """Return ``left @ right.T + bias`` of an (M, K) and an (N, K) matrix."""
-    if left.numel() == 0 or not torch._C._get_mkldnn_enabled():
-        return F.linear(left, right, bias)
-    onednn = torch.ops.mkldnn._linear_pointwise
-    depth = left.shape[1]
-    parts = -(-depth // LONGEST_SUM)
+def _linear_in_parts(x: torch.Tensor, weight: torch.Tensor, bias: Optional, parts: int) -> torch.Tensor:
+    def part(value: torch.Tensor, index: int) -> torch.Tensor:
+        return value[..., index * depth // parts : (index + 1) * depth // parts].contiguous()
 
-    def operands(part: int) -> tuple[torch.Tensor, torch.Tensor]:
-        k = slice(part * depth // parts, (part + 1) * depth // parts)
-        # Copies, where these are not dense: of others oneDNN takes its reference code.
-        return left[:, k].contiguous(), right[:, k].contiguous()
-
-    a, b = operands(0)
-    y: torch.Tensor = onednn(a, b, None if bias is None else bias.contiguous(), "none", [], "")
-    for part in range(1, parts):
-        a, b = operands(part)
-        y = onednn.binary(a, y, b, None, "add")
+    depth = x.shape[-1]
+    pointwise = torch.ops.mkldnn._linear_pointwise
+    y: torch.Tensor = pointwise(part(x, 0), part(weight, 0), bias, "none", [], "")
+    for index in range(1, parts):
+        y = pointwise.binary(part(x, index), y, part(weight, index), None, "add")
     return y
+
+
+def _fake(x: torch.Tensor, weight: torch.Tensor, bias: Optional, activation: str | None) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+opaque_linear = opaque_op("onednn_linear", _fake)(_linear)
