@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from wgmma_registers import touched_under_way
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -201,8 +202,8 @@ def wrong_resources(arch: str, kernels: list[Kernel]) -> list[str]:
     return problems
 
 
-def missing_instructions(arch: str, sass: str) -> list[str]:
-    """Instructions that no instance of their kernel holds, and any access to local memory."""
+def wrong_instructions(arch: str, sass: str) -> list[str]:
+    """Instructions that no instance of their kernel holds, and those that no instance may hold."""
     functions = re.split(r"^\s*Function : (\S+)$", sass, flags=re.MULTILINE)
     bodies: dict[str, str] = dict.fromkeys(LIMITS, "")
     problems = []
@@ -215,6 +216,7 @@ def missing_instructions(arch: str, sass: str) -> list[str]:
         waits = body.count("WARPGROUP.DEPBAR")
         if name is not None and waits not in (0, LIMITS[name].waits):
             problems.append(f"{arch}: {symbol} waits for products in {waits} places, not {LIMITS[name].waits}")
+        problems += [f"{arch}: {symbol}: {what}" for what in touched_under_way(body)]
     for name, limit in LIMITS.items():
         if limit.arch not in (None, arch):
             continue
@@ -240,7 +242,7 @@ def main() -> None:
             print(f"{arch:8} {name:48} {len(registers):3} instances, {min(registers, default=0)} to "
                   f"{max(registers, default=0)} registers")  # fmt: skip
     for arch, code in by_arch(sass).items():
-        problems += missing_instructions(arch, code)
+        problems += wrong_instructions(arch, code)
 
     for problem in problems:
         print(f"check_cuda_build: {problem}", file=sys.stderr)

@@ -23,6 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
+from wgmma_registers import touched_under_way
 
 import mixer_kernels.ops
 
@@ -91,13 +92,15 @@ def compile_all(name: str) -> Iterator[dict[str, Any]]:
         for case, kernel, arguments, features in implementation.compile_cases():
             compiled = kernel.warmup(grid=(1,), **arguments)
             assembly = compiled.asm["ptx" if name.startswith("sm_") else "amdgcn"]
+            has_wgmma = name == "sm_90" and "matrix" in features
             yield {
                 "case": f"{op}: {case}",
                 "local_bytes": local_bytes(compiled.asm),
                 "shared_bytes": compiled.metadata.shared,
                 "shared_limit": SHARED_LIMITS[name],
                 "missing": sorted(feature for feature in features if not holds(assembly, FEATURES[feature][name])),
-                "serialized": name == "sm_90" and "matrix" in features and says_serialized(ptxas_log(assembly)),
+                "serialized": has_wgmma and says_serialized(ptxas_log(assembly)),
+                "touched": touched_under_way(dump(compiled.asm["cubin"], "-sass")) if has_wgmma else [],
             }
 
 
@@ -124,13 +127,17 @@ def local_bytes(asm: dict[str, Any]) -> int:
     """Return the bytes that each thread keeps in local memory instead of registers; spilled registers are there."""
     if "cubin" not in asm:
         return int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", asm["amdgcn"])[1])
+    report = dump(asm["cubin"], "-res-usage")
+    return sum(int(number) for number in re.findall(r"\b(?:STACK|LOCAL):(\d+)", report))
+
+
+def dump(cubin: bytes, option: str) -> str:
+    """Return what cuobjdump says about machine code."""
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
+        file.write(cubin)
         file.flush()
-        command = [str(cuobjdump), "-res-usage", file.name]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return sum(int(number) for number in re.findall(r"\b(?:STACK|LOCAL):(\d+)", report))
+        return subprocess.run([str(cuobjdump), option, file.name], check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ WRONG_RESULT = 2
         ("two_barriers", 1, "divergent barrier"),
         ("early_exit", 1, "divergent barrier"),
         ("inactive_lane", 1, "outside its mask"),
+        ("much_shared", 1, "more shared memory"),
         ("mma_wrong_row", WRONG_RESULT, ""),
         ("mma_missing_lane", 1, "divergent barrier"),
         ("copy_missing_wait", 1, "copies under way"),

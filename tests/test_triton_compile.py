@@ -45,6 +45,7 @@ def problems(case: dict[str, Any]) -> list[str]:
         found.append(f"takes {case['shared_bytes']} bytes of shared memory, of {case['shared_limit']}")
     if case["serialized"]:
         found.append("has matrix instructions that wait for one another")
+    found += [f"has {what}" for what in case["touched"]]
     return [f"{case['case']} {problem}" for problem in found]
 
 
@@ -70,6 +71,7 @@ def test_problems_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         "shared_limit": 1024,
         "missing": [],
         "serialized": False,
+        "touched": [],
     }
     assert problems(case) == []
     assert problems({**case, "local_bytes": 24}) == ["op: c spills: 24 bytes of local memory a thread"]
@@ -77,6 +79,7 @@ def test_problems_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems({**case, "local_bytes": 8}) == ["op: c spills: 8 bytes of local memory a thread"]
     assert problems({**case, "shared_bytes": 1025}) == ["op: c takes 1025 bytes of shared memory, of 1024"]
     assert problems({**case, "missing": ["matrix"]}) == ["op: c holds no matrix instructions"]
+    assert problems({**case, "touched": ["MOV before HGMMA is done"]}) == ["op: c has MOV before HGMMA is done"]
     assert problems({**case, "serialized": True}) == ["op: c has matrix instructions that wait for one another"]
 
 

@@ -16,7 +16,8 @@ struct StreamLaunch {
                   const Arguments&... arguments) const {
     constexpr size_t kWithoutAsking = 48 * 1024, kEverywhere = 99 * 1024;
     if (shared_bytes > kWithoutAsking) {
-      // Not just what this launch wants: another thread may be about to launch the kernel with more.
+      // Not just what this launch wants: another thread may be about to launch the kernel with more. Arrays that the
+      // kernel declares __shared__ would have to be left room: such kernels have none.
       const size_t most = shared_bytes > kEverywhere ? shared_bytes : kEverywhere;
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
     }

@@ -70,16 +70,6 @@ __device__ __forceinline__ void wgmma_wait([[maybe_unused]] float (&c)[kCount]) 
 #endif
 }
 
-// The same, and no product that reads a is among them: ptxas before 13.3 lets its registers go at the last product.
-template <typename scalar_t, int kPending, int kCount, int kSteps>
-__device__ __forceinline__ void wgmma_wait(float (&c)[kCount], [[maybe_unused]] uint32_t (&a)[kSteps][4]) {
-  wgmma_wait<scalar_t, kPending>(c);
-#if defined(__CUDACC__)
-#pragma unroll
-  for (int i = 0; i < 4 * kSteps; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
-#endif
-}
-
 // Starts c += a b, or c = a b: 64 rows, 16 deep. Warp w of the group has the rows from 16 w on; of them, its lanes hold
 // of c and a what they hold with mma, c for 8 columns after the other. Neither may be touched until the group that the
 // product belongs to has been waited for.

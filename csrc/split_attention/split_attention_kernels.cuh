@@ -18,7 +18,7 @@ struct SplitSums {
 
 // Adds up a run of pixels: all branches, or for each branch its products with dy.
 template <typename scalar_t, int kVec, bool kProducts, bool kAligned>
-__device__ __forceinline__ void sum_run(const SplitSums& s, const SplitPlace& place,
+__device__ __forceinline__ void sum_run(const SplitSums& s, const RunPlace& place,
                                         float (&sums)[kProducts ? kBranches : 1][kVec]) {
   using vector_t = Vector<scalar_t, kVec>;
   Branches<scalar_t, kVec, kAligned> branches(s.plan, s.x, place);
@@ -57,7 +57,7 @@ template <typename scalar_t, int kVec, bool kProducts>
 __global__ void __launch_bounds__(kSplitThreads, kProducts ? 2 : 4)
     split_sums_kernel(const __grid_constant__ SplitSums s) {
   constexpr int kSums = kProducts ? kBranches : 1;
-  const SplitPlace place = SplitPlace::of_thread<kVec>(s.plan, blockIdx.x);
+  const RunPlace place = RunPlace::of_thread<kVec>(s.plan, blockIdx.x);
   float sums[kSums][kVec] = {};
   if (place.count > 0) {
     if (kVec == 1 || s.is_aligned) {
@@ -97,7 +97,7 @@ __device__ __forceinline__ unsigned last_first() { return gridDim.x - 1 - blockI
 // The weights of the branches in an image, from a channel on.
 template <int kVec>
 __device__ __forceinline__ void load_weights(float (&to)[kBranches][kVec], const float* weights, const SplitPlan& plan,
-                                             const SplitPlace& place) {
+                                             const RunPlace& place) {
 #pragma unroll
   for (int k = 0; k < kBranches; ++k) {
     load_floats(to[k], weights + (place.image * kBranches + k) * plan.channels + place.channel);
@@ -116,7 +116,7 @@ struct SplitCombine {
 template <typename scalar_t, int kVec>
 __global__ void __launch_bounds__(kSplitThreads, 3)
     split_combine_kernel(const __grid_constant__ SplitCombine<scalar_t> c) {
-  const SplitPlace place = SplitPlace::of_thread<kVec>(c.plan, last_first());
+  const RunPlace place = RunPlace::of_thread<kVec>(c.plan, last_first());
   if (place.count == 0) return;
   float weights[kBranches][kVec];
   load_weights(weights, c.weights, c.plan, place);
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kSplitThreads, 2)
     split_backward_features_kernel(const __grid_constant__ SplitBackwardFeatures<scalar_t> b) {
   constexpr int kShifted = kBranches - 1;
   using vector_t = Vector<scalar_t, kVec>;
-  const SplitPlace place = SplitPlace::of_thread<kVec>(b.plan, last_first());
+  const RunPlace place = RunPlace::of_thread<kVec>(b.plan, last_first());
   if (place.count == 0) return;
   float weights[kBranches][kVec], da[kVec];
   load_weights(weights, b.weights, b.plan, place);

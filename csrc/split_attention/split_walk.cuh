@@ -26,15 +26,15 @@ struct Pixel {
 };
 
 // What a thread of a block works on.
-struct SplitPlace {
+struct RunPlace {
   int64_t image;
   int part;
   int first, count;  // pixels, none for a thread that is left over
   int lane, line, channel;
 
   template <int kVec>
-  static __device__ __forceinline__ SplitPlace of_thread(const SplitPlan& plan, unsigned block) {
-    SplitPlace place;
+  static __device__ __forceinline__ RunPlace of_thread(const SplitPlan& plan, unsigned block) {
+    RunPlace place;
     const int thread = static_cast<int>(threadIdx.x);
     const unsigned chunks = plan.chunks, parts = plan.parts, part = block / chunks;
     place.image = part / parts;
@@ -54,7 +54,7 @@ struct SplitPlace {
 
 // Calls load(j, pixel) for the next kTogether pixels of a run, then use(j, i, pixel) for each, the run's i-th.
 template <int kTogether, typename Load, typename Use>
-__device__ __forceinline__ void walk_run(const SplitPlan& plan, const SplitPlace& place, Load&& load, Use&& use) {
+__device__ __forceinline__ void walk_run(const SplitPlan& plan, const RunPlace& place, Load&& load, Use&& use) {
   Pixel next{place.first / plan.width, place.first % plan.width};
 #pragma unroll 1
   for (int begin = 0; begin < place.count; begin += kTogether) {
@@ -88,7 +88,7 @@ struct Neighbour {
 template <typename scalar_t>
 class Channels {
  public:
-  __device__ __forceinline__ Channels(const SplitPlan& plan, const FeatureView& view, const SplitPlace& place)
+  __device__ __forceinline__ Channels(const SplitPlan& plan, const FeatureView& view, const RunPlace& place)
       : row_stride_(view.row_stride),
         column_stride_(view.column_stride),
         new_row_(view.row_stride - (plan.width - 1) * view.column_stride) {
@@ -146,7 +146,7 @@ class Branches {
  public:
   using vector_t = Vector<scalar_t, kVec>;
 
-  __device__ __forceinline__ Branches(const SplitPlan& plan, const FeatureView& x, const SplitPlace& place)
+  __device__ __forceinline__ Branches(const SplitPlan& plan, const FeatureView& x, const RunPlace& place)
       : plan_(plan), channels_(plan, x, place) {
 #pragma unroll
     for (int k = 0; k < kBranches - 1; ++k) sources_[k] = channels_.source(plan, k, place.channel);

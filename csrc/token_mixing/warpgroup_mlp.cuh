@@ -125,12 +125,12 @@ __global__ void __launch_bounds__(WarpgroupMlp::kThreads, 1)
     load_normalised(n, rows, arguments, image, channel);
     float y[Mlp::kTokens / 2] = {};
     float z[Mlp::kUnits / 2];
-    uint32_t h[Mlp::kUnits / 16][4] = {};
+    uint32_t h[Mlp::kUnits / 16][4];
 #pragma unroll 1
     for (int chunk = 0; chunk < arguments.weights.chunks; ++chunk) {
       load_bias1(z, arguments.weights, chunk);
       const scalar_t* weight1 = stream.next();
-      wgmma_wait<scalar_t, 0>(y, h);
+      wgmma_wait<scalar_t, 0>(y);
       if (chunk > 0) stream.release(2);  // the second weights of the chunk before
       wgmma_fence();
 #pragma unroll
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(WarpgroupMlp::kThreads, 1)
       wgmma_commit();
       stream.refill();
     }
-    wgmma_wait<scalar_t, 0>(y, h);
+    wgmma_wait<scalar_t, 0>(y);
     stream.release(1);
     add_update(rows, y, arguments.weights.bias2);
   });

@@ -64,6 +64,7 @@ constexpr int kBlock = 1024, kWarpgroup = 128;
 // Shared memory is a window with this alignment; what a kernel gets begins that far into it, for it may not expect
 // more.
 constexpr size_t kSharedAlignment = 1024, kSharedOffset = 128;
+constexpr size_t kMostSharedBytes = 227 * 1024;  // a block's on sm_90 and sm_100
 
 // Where a thread waits. Two threads meet only at the same place of the source and in the same phase of it.
 struct Place {
@@ -340,6 +341,7 @@ void emulate(uint64_t seed, dim3 grid, dim3 block, size_t shared_bytes, Kernel* 
       grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
     fail("invalid launch configuration");
   }
+  if (shared_bytes > kMostSharedBytes) fail("more shared memory than a block gets");
   random_engine.seed(seed);
   gridDim = grid;
   blockDim = block;

@@ -38,6 +38,7 @@ enum class Bug {
   kMissingSyncwarp,
   kInactiveLane,
   kRaceInPlace,
+  kMuchShared,
 };
 
 template <Bug kBug>
@@ -96,7 +97,8 @@ template <Bug kBug>
 int run_reverse(uint64_t seed) {
   std::vector<float> data(kBlocks * kThreads);
   std::iota(data.begin(), data.end(), 0.0f);
-  emulator::emulate(seed, kBlocks, kThreads, kThreads * sizeof(float), &reverse_kernel<kBug>, data.data());
+  const size_t shared_bytes = kBug == Bug::kMuchShared ? 228 * 1024 : kThreads * sizeof(float);
+  emulator::emulate(seed, kBlocks, kThreads, shared_bytes, &reverse_kernel<kBug>, data.data());
   for (int i = 0; i < kBlocks * kThreads; ++i) {
     float expected = static_cast<float>(i / kThreads * kThreads + kThreads - 1 - i % kThreads);
     if (kBug == Bug::kMissingSyncwarp) expected = static_cast<float>(i / 32 * 32 + (i + 1) % 32);
@@ -397,6 +399,7 @@ int main(int argc, char** argv) {
   if (name == "missing_syncwarp") return run_reverse<Bug::kMissingSyncwarp>(seed);
   if (name == "inactive_lane") return run_reverse<Bug::kInactiveLane>(seed);
   if (name == "race_in_place") return run_reverse<Bug::kRaceInPlace>(seed);
+  if (name == "much_shared") return run_reverse<Bug::kMuchShared>(seed);
   if (name == "mma_half") return run_mma<__half>(seed);
   if (name == "mma_bfloat16") return run_mma<__nv_bfloat16>(seed);
   if (name == "mma_tf32") return run_mma<float>(seed);
