@@ -2,7 +2,7 @@
 
 bfloat16 PyTorch multiplies with it, too, but copies the bias into the output before, and takes another pass for the
 GELU after. float32 it hands to MKL, which keeps to AVX2 on CPUs of AMD; from Zen 5 on these have AVX-512 of full width,
-which oneDNN uses. What a Mixer wins: `mixer_s32_224` in `benchmarks/results/amd-epyc-avx512-bf16-2-threads`.
+which oneDNN uses. What whole models win: `benchmarks/results/amd-epyc-avx512-bf16-2-threads`.
 """
 
 from __future__ import annotations
