@@ -1,4 +1,4 @@
-"""The check of the code around wgmma that tests/check_cuda_build.py makes, on short pieces of code."""
+"""The check of the code around wgmma, of CUDA (tests/check_cuda_build.py) and Triton, on short pieces of code."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def test_sound(between: str) -> None:
         "FADD R60, R61, R24",
         "STG.E.128 desc[UR4][R2.64], R52",
         "LDS R60, [R55]",
+        "HGMMA.64x16x16.F32 R0, gdesc[UR8], RZ, !UPT, gsb0",  # its sums reach into the operand
+        "HGMMA.64x16x16.F32 R60, R52, gdesc[UR8], R60, gsb0",  # takes the sums for its operand
         "LDG.E R60, desc[UR4][R22.64]; LDG.E R60, desc[UR4][R23.64]",
     ],
 )

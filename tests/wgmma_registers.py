@@ -35,8 +35,7 @@ def touched_under_way(body: str) -> list[str]:
         match = PRODUCT.search(product)
         if match is None:
             continue
-        sums = _registers(int(match[2]), int(match[1]) // 2)
-        operand = _registers(int(match[3]), 4) if match[3] else set()
+        sums, operand = _of_product(match)
         # Places, and how many groups have ended on the way there, the product's own among them.
         seen: set[tuple[int, int]] = set()
         ahead = [(start, 0)]
@@ -50,14 +49,25 @@ def touched_under_way(body: str) -> list[str]:
             if "HGMMA" in text and LAST_OF_GROUP in text:
                 groups = min(groups + 1, MOST_GROUPS)
             ahead += [(after, groups) for after in _next(code, following, address)]
-            if wait or "HGMMA" in text:  # products of the same sums follow each other
+            if wait:
                 continue
-            written, read = _written_and_read(text)
+            if other := PRODUCT.search(text):
+                written, read = _of_product(other)
+                # Products that add to the same sums follow each other.
+                written = written if written != sums else set()
+            else:
+                written, read = _written_and_read(text)
             if written & (sums | operand) or read & sums:
                 found[f"{text} ({address:#x}) before {product} ({start:#x}) is done"] = None
             if "EXIT" in text:
                 found[f"the end before {product} ({start:#x}) is done"] = None
     return list(found)
+
+
+def _of_product(match: re.Match[str]) -> tuple[set[int], set[int]]:
+    """Return the registers of a product's sums and of its first operand."""
+    columns, first_sum, first_operand = match.groups()
+    return _registers(int(first_sum), int(columns) // 2), _registers(int(first_operand), 4) if first_operand else set()
 
 
 def _next(code: Code, following: dict[int, int], address: int) -> Iterator[int]:

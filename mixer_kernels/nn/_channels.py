@@ -15,7 +15,7 @@ from mixer_kernels.reference.mlp import Mlp
 def linear(part: Any, x: torch.Tensor, backend: str | None, act: Any = None) -> torch.Tensor:
     """Return ``part(x)`` of a linear layer, or ``act(part(x))``, or of what took their places."""
     if _may_bypass(part, nn.Linear, backend) and _onednn.pays(x, part.weight, part.bias):
-        if type(act) in ACTIVATIONS and _may_bypass(act, type(act), backend):
+        if type(act) in ACTIVATIONS and _is_bare(act):
             return _onednn.linear(x, part.weight, part.bias, activation_name(act))
         y = _onednn.linear(x, part.weight, part.bias)
     else:
@@ -33,12 +33,16 @@ def through_parts(layer: Any, x: torch.Tensor, backend: str | None) -> torch.Ten
     return linear(layer.fc2, linear(layer.fc1, x, backend, layer.act), backend)
 
 
+def _is_bare(part: Any) -> bool:
+    """Return whether a call of the part is nothing but the forward of its class."""
+    return not observed(part) and part._compiled_call_impl is None
+
+
 def _may_bypass(part: Any, cls: type[nn.Module], backend: str | None) -> bool:
     """Return whether a part need not be called: it is of this very class, unobserved, and there is something to win."""
     return (
         _onednn.may_pay()
         and type(part) is cls
-        and not observed(part)
-        and part._compiled_call_impl is None
+        and _is_bare(part)
         and _backend.requested(cls.__name__, backend) != _backend.REFERENCE
     )

@@ -95,7 +95,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional, activation: s
         return apply_activation(_linear_in_parts(x, weight, bias, parts), activation)
     name, algorithm = _FUSED.get(activation, ("none", ""))
     y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.contiguous(), bias, name, [], algorithm)
-    return y if name != "none" else apply_activation(y, activation)
+    return y if activation in _FUSED else apply_activation(y, activation)
 
 
 def _linear_in_parts(x: torch.Tensor, weight: torch.Tensor, bias: Optional, parts: int) -> torch.Tensor:
