@@ -35,6 +35,9 @@ inline void stream(T* to, Vector<T> value) {
   if constexpr (kVectorBytes == 64) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
     return;
+  } else if constexpr (kVectorBytes == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)value);
+    return;
   }
 #endif
   store(to, value);
@@ -149,10 +152,14 @@ inline void stream_acc(scalar_t* to, Vector<acc_type<scalar_t>> value) {
     return;
   }
 #if defined(__x86_64__)
+  alignas(kVectorBytes / 2) scalar_t rounded[kLanes<acc_type<scalar_t>>];
   if constexpr (kVectorBytes == 64) {
-    alignas(32) scalar_t rounded[kLanes<acc_type<scalar_t>>];
     store_acc(rounded, value);
     _mm256_stream_si256(reinterpret_cast<__m256i*>(to), *reinterpret_cast<const __m256i*>(rounded));
+    return;
+  } else if constexpr (kVectorBytes == 32) {
+    store_acc(rounded, value);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), *reinterpret_cast<const __m128i*>(rounded));
     return;
   }
 #endif
