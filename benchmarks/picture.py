@@ -28,60 +28,38 @@ def draw(results: dict[str, Any], path: Path) -> None:
     # Figure without pyplot: no display and no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     groups = [group for group in results["groups"] if group["speedup"] is not None]
-    speedups = [group["speedup"] for group in groups]
-    positions, ticks = _layout(groups)
-    height = 2.0 + 0.27 * (positions[-1] + 1)
+    rows, ticks = _layout(groups)
+    height = 2.0 + 0.27 * (max(rows.values()) + 1)
     figure = Figure(figsize=(10, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    # From 1x, to the right where we are faster and to the left where PyTorch is.
-    bars = axes.barh(
-        positions,
-        [value - 1 for value in speedups],
-        left=1,
-        height=0.78,
-        color=[COLOURS[group["pass"]] for group in groups],
-        zorder=2,
-    )
-    for position, value in zip(positions, speedups, strict=True):
-        axes.annotate(
-            f"{value:.1f}x",
-            (max(value, 1), position),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=INK,
-        )
-    axes.set_yticks([position for position, _ in ticks], [text for _, text in ticks], fontsize=8, color=INK)
-    axes.set_ylim(positions[-1] + 0.8, -0.8)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(min([0.5, *(value / 1.2 for value in speedups)]), max([2.0, *speedups]) * 1.35)
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axes.axvline(1, color=INK, linewidth=1, zorder=3)
-    axes.grid(axis="x", color=GRID, zorder=0)
-    axes.tick_params(length=0, labelsize=8)
-    axes.spines[:].set_visible(False)
-    axes.legend(
-        handles=[
-            bars[next(index for index, group in enumerate(groups) if group["pass"] == which)]
-            for which in dict.fromkeys(group["pass"] for group in groups)
-        ],
-        labels=[table.PASSES[which] for which in dict.fromkeys(group["pass"] for group in groups)],
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
+    dtypes = list(dict.fromkeys(group["dtype"] for group in groups))
+    panels = [figure.add_axes((0, 0, 1, 1), label=dtype) for dtype in dtypes]
+    for axes, dtype in zip(panels, dtypes, strict=True):
+        _draw_bars(axes, [group for group in groups if group["dtype"] == dtype], rows)
+        axes.set_title(dtype, fontsize=9, color=INK)
+        axes.set_yticks([])
+        axes.set_ylim(max(rows.values()) + 0.8, -0.8)
+        axes.set_xlim(_limits(groups))
+    panels[0].set_yticks([row for row, _ in ticks], [text for _, text in ticks], fontsize=8, color=INK)
+    # As much room on the left as the longest label takes.
+    left = 0.03 + max(label.get_window_extent().width for label in panels[0].get_yticklabels()) / figure.bbox.width
+    width = (0.97 - left) / len(panels)
+    for column, axes in enumerate(panels):
+        axes.set_position((left + column * width, 0.9 / height, width - 0.02, 1 - 1.9 / height))
+    passes = list(dict.fromkeys(group["pass"] for group in groups))
+    figure.legend(
+        handles=[Patch(color=COLOURS[which]) for which in passes],
+        labels=[table.PASSES[which] for which in passes],
+        loc="upper right",
+        bbox_to_anchor=(0.97, 1 - 0.45 / height),
         ncols=5,
         fontsize=8,
         frameon=False,
         handlelength=1,
     )
-    # As much room on the left as the longest label takes.
-    labels = [label.get_window_extent().width for label in axes.get_yticklabels()]
-    left = 0.03 + max(labels) / figure.bbox.width
-    axes.set_position((left, 0.9 / height, 0.95 - left, 1 - 1.75 / height))
     figure.text(0.02, 1 - 0.32 / height, "Speed against the best of PyTorch", fontsize=13, weight="bold", color=INK)
     figure.text(
         0.02,
@@ -104,16 +82,55 @@ def caption(results: dict[str, Any]) -> str:
     return f"{where}; mixer_kernels {versions['mixer_kernels']}, torch {versions['torch']}; {results['date']}"
 
 
-def _layout(groups: list[dict[str, Any]]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return where each bar stands, passes of one shape and dtype together, and the labels of these clusters."""
-    clusters: dict[str, list[float]] = {}
-    positions: list[float] = []
+def _layout(groups: list[dict[str, Any]]) -> tuple[dict[tuple[str, str], float], list[tuple[float, str]]]:
+    """Return the row of each shape and pass, passes of one shape together, and the labels of these clusters."""
+    clusters: dict[str, list[str]] = {}
     for group in groups:
-        text = f"{group['subject']}  {table.shape(group)}  {group['dtype']}"
-        step = 1.0 if text in clusters else 1.6
-        positions.append(positions[-1] + step if positions else 0.0)
-        clusters.setdefault(text, []).append(positions[-1])
-    return positions, [(sum(where) / len(where), text) for text, where in clusters.items()]
+        passes = clusters.setdefault(_cluster(group), [])
+        if group["pass"] not in passes:
+            passes.append(group["pass"])
+    rows: dict[tuple[str, str], float] = {}
+    ticks = []
+    top = 0.0
+    for text, passes in clusters.items():
+        for which in passes:
+            rows[text, which] = top
+            top += 1
+        ticks.append((top - (len(passes) + 1) / 2, text))
+        top += 0.6
+    return rows, ticks
+
+
+def _draw_bars(axes: Any, groups: list[dict[str, Any]], rows: dict[tuple[str, str], float]) -> None:
+    """From 1x, to the right where we are faster and to the left where PyTorch is."""
+    for group in groups:
+        row, speedup = rows[_cluster(group), group["pass"]], group["speedup"]
+        axes.barh(row, speedup - 1, left=1, height=0.78, color=COLOURS[group["pass"]], zorder=2)
+        axes.annotate(
+            f"{speedup:.1f}x",
+            (max(speedup, 1), row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
+    axes.set_xscale("log", base=2)
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.axvline(1, color=INK, linewidth=1, zorder=3)
+    axes.grid(axis="x", color=GRID, zorder=0)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+
+
+def _limits(groups: list[dict[str, Any]]) -> tuple[float, float]:
+    speedups = [group["speedup"] for group in groups]
+    return min([0.7, *(value / 1.2 for value in speedups)]), max([2.0, *speedups]) * 1.8
+
+
+def _cluster(group: dict[str, Any]) -> str:
+    return f"{group['subject']}  {table.shape(group)}"
 
 
 def _baselines(groups: list[dict[str, Any]]) -> str:
