@@ -250,6 +250,14 @@ def test_an_infinite_element_keeps_its_sign_in_products(isa):
         assert torch.equal(actual.isinf() * actual.sign().nan_to_num(), expected.isinf() * expected.sign().nan_to_num())
 
 
+def test_a_beta_that_takes_x_away_leaves_its_digits(isa):
+    x, _, _, weight, bias, _ = draw((2, 49, 96), torch.float32)
+    scale = torch.ones(96)
+    inputs = [x + 30, scale, -30 * scale, weight, bias, scale]
+    exact = op("reference")(*in_float64(inputs))
+    assert_as_accurate(op("native")(*inputs), op("reference")(*inputs), exact)
+
+
 def test_an_empty_batch(device, backend):
     y, dx, *gradients = with_gradients(op(backend), draw((0, 5, 6), torch.float32, device))
     assert y.shape == dx.shape == (0, 5, 6)

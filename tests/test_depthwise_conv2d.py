@@ -430,6 +430,28 @@ def test_gelu_everywhere(dtype, isa):
     assert ((y.double() - expected).abs() <= slack + rounding).all()
 
 
+@pytest.mark.parametrize(("count", "activation"), [(3, "relu"), (4, None), (4, "relu")])
+def test_the_gradient_of_a_value_that_is_not_finite(count, activation):
+    pytest.importorskip("mixer_kernels._C")
+    inputs = draw((1, 2, 6, 6), (3, 3), torch.float32)[:count]
+    inputs[0][0, 0, 3, 3] = float("inf")
+    actual, expected = (with_gradients(op(name, activation=activation), inputs) for name in ("native", "reference"))
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_statistics_are_those_of_the_stored_values(dtype, memory_format, isa):
+    # All are the same, so that nothing is left of them.
+    x = torch.ones(4, 20, 9, 16, dtype=dtype).contiguous(memory_format=memory_format)
+    weight, bias = torch.full((20, 1, 1, 1), 0.1003, dtype=dtype), torch.full((20,), 0.3, dtype=dtype)
+    y, _, var = depthwise_conv2d_batch_norm(x, weight, bias, None, None, backend="native")
+    assert torch.equal(y, x)
+    assert var.abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
 def test_values_that_are_not_finite_stay_in_their_window(device, backend, memory_format):
     inputs = draw((3, 20, 12, 40), (5, 3), torch.float32, device)

@@ -377,6 +377,28 @@ def test_layers_export(backend: str, name: str) -> None:
     torch.testing.assert_close(program.module()(x), fused(x))
 
 
+def test_an_exported_conv_mixer_layer_keeps_its_statistics_apart() -> None:
+    layer = mixer_kernels.ConvMixerLayer(8, 5)
+    x = torch.randn(2, 8, 6, 6)
+    program = torch.export.export(copy.deepcopy(layer), (x,)).module()
+    torch.testing.assert_close(program(x), layer(x))
+    for (name, ours), theirs in zip(program.named_buffers(), layer.buffers(), strict=True):
+        assert not ours.requires_grad, name
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_hooks_on_every_module_are_called() -> None:
+    plain, fused = make_layers("MixerBlock")
+    x = torch.randn(BYPASSED["MixerBlock"][1], dtype=torch.float64)
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, _, y: 1.5 * y if isinstance(module, nn.Linear) else None
+    )
+    try:
+        torch.testing.assert_close(fused(x), plain(x))
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_a_batch_norm_that_counts_no_batches(backend: str, momentum: float | None) -> None:
     plain, fused = (layers.ConvMixerLayer(6, 5).double() for layers in (reference, mixer_kernels))

@@ -275,6 +275,8 @@ def test_bad_arguments(device):
             function([1.0])
         with pytest.raises(TypeError, match=rf"{name}: x must have dtype .*, got torch.int64"):
             function(torch.zeros(2, 4, 4, 8, dtype=torch.int64, device=device))
+        with pytest.raises(TypeError, match=rf"{name}: x must be a dense tensor, got layout torch.sparse_coo"):
+            function(x.to_sparse())
         with pytest.raises(ValueError, match=rf"{name}: x must have 4 dimensions \(B, H, W, C\), got shape \(2, 128\)"):
             function(x.view(2, -1))
         with pytest.raises(ValueError, match=rf"{name}: directions must be of '\+h', .*, got 'up'"):

@@ -136,6 +136,15 @@ def test_every_instruction_set(dtype, isa):
     assert_accurate("native", lambda: draw((2, 6, 7, 64, 8), dtype), MAP_LAYOUTS["channels_first"])
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7FFFFFFF])
+def test_every_nan_is_passed_on(isa, bits):
+    x, *weights = draw((2, 5, 5, 8, 16), torch.float32)
+    x[0, 2, 2, 3].view(torch.int32).fill_(bits)
+    y = op("native")(x, *weights)
+    assert y[0].isnan().all()
+    assert y[1].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_long_sums_are_exact(device, backend, dtype):
     # Ones add up to an integer that float32 holds, and low precision does until it is cast.

@@ -239,6 +239,17 @@ def test_every_instruction_set(dtype, isa):
         assert_accurate(linear, "native", lambda: draw((2, 20, 40, 9), torch.float32), activation=activation)
 
 
+@pytest.mark.parametrize("form", [mixing, linear])
+def test_a_dead_unit_passes_nothing_on(isa, form):
+    inputs = draw((2, 7, 16, 33), torch.float32)
+    inputs[0][0, 3, 5] = float("nan")
+    dy = torch.randn(2, 7 if form is mixing else 33, 16)
+    dy[0, 1, 2] = float("inf")
+    actual, expected = (with_gradients(form(name, activation="relu"), inputs, dy) for name in ("native", "reference"))
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours is None or torch.equal(ours.isfinite(), theirs.isfinite())
+
+
 def test_an_infinite_weight_keeps_its_sign_in_products(isa):
     inputs = draw((2, 49, 300, 33), torch.float32)
     inputs[3][3, 7] = -float("inf")

@@ -1,6 +1,8 @@
 // The affine-folded linear over the tokens on the CPU, a tile of channels of one image at a time: one product with the
-// weight as it is, then Affine, bias, LayerScale and residual in one pass over the accumulators.
-// Compiled once for each instruction set by foreach_isa.h, inside a namespace: no include guard.
+// weight as it is, then bias, LayerScale and residual in one pass over the accumulators. Of 16 bits, x is the other
+// operand as it is, and Affine comes in that pass too; else Affine comes first: where beta takes most of alpha * x
+// away, the products of x would lose the digits that are left. Compiled once for each instruction set by foreach_isa.h,
+// inside a namespace: no include guard.
 
 #include "common/vector_simd.h"
 // They build on it.
@@ -31,7 +33,19 @@ Scratch<acc_type<scalar_t>> weight_row_sums(const AffineLinear<scalar_t>& m) {
   return sums;
 }
 
-// Parallel over tiles. y = x + scale * (weight x) + shift * rowsum(weight) + layer_scale * bias.
+// Rows of alpha * x + beta.
+template <typename scalar_t>
+struct AffineRows {
+  TensorRows<scalar_t> x;
+  const acc_type<scalar_t>*alpha, *beta;
+
+  Vector<acc_type<scalar_t>> operator()(int64_t r, int64_t c) const {
+    return x(r, c) * load(alpha + c) + load(beta + c);
+  }
+};
+
+// Parallel over tiles. y = x + layer_scale * (weight (alpha * x + beta) + bias), or
+// y = x + scale * (weight x) + shift * rowsum(weight) + layer_scale * bias.
 template <typename scalar_t, typename Product = VectorProduct<scalar_t>>
 void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<scalar_t>& y) {
   using acc_t = acc_type<scalar_t>;
@@ -39,7 +53,8 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
   if (!Product::pays(m.batch * m.channels)) return affine_token_linear_forward<scalar_t>(m, y);
   const Tiling tiles(m.batch, m.channels, Product::kColumns);
   const typename Product::Left weight(m.weight, m.tokens, m.tokens);
-  const Scratch<acc_t> row_sums = weight_row_sums(m);
+  constexpr bool kFolded = sizeof(scalar_t) == 2;
+  const Scratch<acc_t> row_sums = kFolded ? weight_row_sums(m) : Scratch<acc_t>(0);
 
   const bool streamed = is_streamed(y, m.batch * m.tokens * m.channels, m.channels);
   at::parallel_for(0, tiles.tasks(), 1, [&](int64_t begin, int64_t end) {
@@ -51,17 +66,27 @@ void affine_token_linear_forward(const AffineLinear<scalar_t>& m, const Rows<sca
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = Tile::of<acc_t>(tiles, index);
       for_row_blocks<Product>(m.tokens, [&](int64_t token, int64_t rows) {
-        panel.pack(view_rows(m.x, tile, token, rows, copies.get()), tile.width, token, rows);
+        const TensorRows<scalar_t> x = view_rows(m.x, tile, token, rows, copies.get());
+        if constexpr (kFolded) {
+          panel.pack(x, tile.width, token, rows);
+        } else {
+          panel.pack(AffineRows<scalar_t>{x, m.alpha + tile.first, m.beta + tile.first}, tile.width, token, rows);
+        }
       });
       for_row_blocks<Product>(m.tokens, [&](int64_t token, int64_t rows) {
         session.multiply(rows, tile.width, m.tokens, weight.from(token), panel, false, block.get(), tile.width);
         for (int64_t r = 0; r < rows; ++r) {
-          const acc_t row_sum = row_sums.get()[token + r], bias = m.bias[token + r];
+          const acc_t row_sum = kFolded ? row_sums.get()[token + r] : acc_t(0), bias = m.bias[token + r];
           const acc_t* const product = block.get() + r * tile.width;
           map_row(m.x, y, tile, token + r, copies.get(), streamed, [&](int64_t i, vec x) {
             const int64_t channel = tile.first + i;
-            const vec constant = load(m.shift + channel) * row_sum + load(m.layer_scale + channel) * bias;
-            return x + (load(product + i) * load(m.scale + channel) + constant);
+            const vec layer_scale = load(m.layer_scale + channel);
+            if constexpr (kFolded) {
+              const vec constant = load(m.shift + channel) * row_sum + layer_scale * bias;
+              return x + (load(product + i) * load(m.scale + channel) + constant);
+            } else {
+              return x + layer_scale * (load(product + i) + bias);
+            }
           });
         }
       });

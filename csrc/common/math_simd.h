@@ -2,9 +2,10 @@
 // Compiled once for each instruction set by foreach_isa.h after vector_simd.h, inside a namespace.
 
 // e^x for x in [-87, 88], clamped there: 2^n e^r with |r| <= ln 2 / 2, a polynomial that is off by 3e-9.
-inline Vector<float> exp(Vector<float> x) {
+inline Vector<float> exp(const Vector<float> any) {
   using vec = Vector<float>;
   using ints = Vector<int32_t>;
+  vec x = any;
   x = x < -87.0f ? broadcast(-87.0f) : x;
   x = x > 88.0f ? broadcast(88.0f) : x;
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits.
@@ -18,7 +19,8 @@ inline Vector<float> exp(Vector<float> x) {
   p = p * r + 0.499999935f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return (vec)((ints)p + ((ints)shifted << 23));
+  // The bits of a NaN would add up to a number.
+  return any == any ? (vec)((ints)p + ((ints)shifted << 23)) : any;
 }
 
 // erf as x P(x^2) / Q(x^2), off by 2e-8 before rounding; from 3.92 on it is 1 in float32.
@@ -138,6 +140,14 @@ void with_activation(Activation activation, const F& f) {
   }
 }
 
+// z = act(z + bias) of n elements, with z + bias as it is stored.
+template <typename scalar_t, typename T>
+void activate_stored(Activation activation, T* z, int64_t n, Vector<T> bias) {
+  with_activation<scalar_t, T>(activation, [&](const auto& act) {
+    for (int64_t i = 0; i < n; i += kLanes<T>) store(z + i, act(rounded<scalar_t>(load(z + i) + bias)));
+  });
+}
+
 // z = act(z + bias), on its way to scalar_t.
 template <typename scalar_t, typename T>
 void activate(Activation activation, const BiasedRows<T>& block) {
@@ -154,7 +164,7 @@ void with_activation_backward(Activation activation, const F& f) {
       return f([](vec&) { return broadcast(T(1)); });
     case Activation::kRelu:
       return f([](vec& v) {
-        const vec slope = v > T(0) ? broadcast(T(1)) : vec{};
+        const vec slope = v <= T(0) ? vec{} : broadcast(T(1));
         v = v < T(0) ? vec{} : v;
         return slope;
       });
@@ -176,6 +186,12 @@ void with_activation_backward(Activation activation, const F& f) {
   }
 }
 
+// The gradient behind an activation's slope. Where that is 0 nothing passes, not even what is not finite.
+template <typename T>
+inline Vector<T> times_slope(Vector<T> gradient, Vector<T> slope) {
+  return slope == T(0) ? Vector<T>{} : gradient * slope;
+}
+
 // dh *= act'(z + bias) and z = act(z + bias).
 template <typename scalar_t, typename T>
 void activate_backward(Activation activation, const BiasedRows<T>& block, T* dh) {
@@ -185,7 +201,7 @@ void activate_backward(Activation activation, const BiasedRows<T>& block, T* dh)
       T* const d = dh + r * block.width;
       for (int64_t i = 0; i < block.width; i += kLanes<T>) {
         Vector<T> v = block(r, i);
-        store(d + i, load(d + i) * act(v));
+        store(d + i, times_slope<T>(load(d + i), act(v)));
         store(z + i, v);
       }
     }

@@ -144,6 +144,15 @@ inline void store_acc(scalar_t* to, Vector<acc_type<scalar_t>> value) {
   }
 }
 
+// Accumulators as they are once they have been stored.
+template <typename scalar_t>
+inline Vector<acc_type<scalar_t>> rounded(Vector<acc_type<scalar_t>> value) {
+  if constexpr (sizeof(scalar_t) == sizeof(acc_type<scalar_t>)) return value;
+  scalar_t stored[kLanes<acc_type<scalar_t>>];
+  store_acc(stored, value);
+  return load_as_acc(stored);
+}
+
 // As store_acc, past the caches; `to` is aligned to as many elements.
 template <typename scalar_t>
 inline void stream_acc(scalar_t* to, Vector<acc_type<scalar_t>> value) {

@@ -86,6 +86,7 @@ struct EpilogueBackward {
   Matrix matrix;
   MapRows<const scalar_t> dy, z;
   const acc_of<scalar_t>*c0, *c1, *c2;
+  bool of_statistics;  // else c1 and c2 are absent
   Activation activation;
   MapRows<scalar_t> dz;
 };
@@ -154,6 +155,7 @@ void CpuEpilogue::epilogue_backward(const at::Tensor& dy, const at::Tensor& z, c
                                                       of_dy.get(),
                                                       of_act.get(),
                                                       constant.get(),
+                                                      c1.has_value(),
                                                       static_cast<Activation>(activation),
                                                       {matrix, dz}});
   });

@@ -146,10 +146,11 @@ void epilogue_backward(const EpilogueBackward<scalar_t>& e) {
       std::fill_n(slope.get(), piece.width, acc_t(1));
       activate_backward<scalar_t>(e.activation, BiasedRows<acc_t>{act.get(), nullptr, 1, piece.width}, slope.get());
       for (int64_t i = 0; i < piece.width; i += kLanes<acc_t>) {
-        const Vector<acc_t> da = load(dy.get() + i) * parameter_at(e.matrix, piece, e.c0, i) +
-                                 load(act.get() + i) * parameter_at(e.matrix, piece, e.c1, i) +
-                                 parameter_at(e.matrix, piece, e.c2, i);
-        store(dy.get() + i, da * load(slope.get() + i));
+        Vector<acc_t> da = load(dy.get() + i) * parameter_at(e.matrix, piece, e.c0, i);
+        if (e.of_statistics) {
+          da += load(act.get() + i) * parameter_at(e.matrix, piece, e.c1, i) + parameter_at(e.matrix, piece, e.c2, i);
+        }
+        store(dy.get() + i, times_slope<acc_t>(da, load(slope.get() + i)));
       }
       store_row(e.dz[piece.row] + piece.first, piece.size, dy.get());
     });

@@ -321,11 +321,8 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
       const int64_t pixels = tile.rows * tile.columns;
       for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
         acc_t* const out = values.get() + block * size;
-        if (e.bias != nullptr) {
-          const Vector<acc_t> bias = load(e.bias + part.channel);
-          for (int64_t i = 0; i < pixels * lanes; i += lanes) store(out + i, load(out + i) + bias);
-        }
-        activate<scalar_t>(e.activation, BiasedRows<acc_t>{out, nullptr, pixels, lanes});
+        const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + part.channel);
+        activate_stored<scalar_t>(e.activation, out, pixels * lanes, bias);
         const int64_t to = (task * group + block) * lanes;
         tile_moments(out, pixels, moments.mean + to, moments.deviations + to);
       });

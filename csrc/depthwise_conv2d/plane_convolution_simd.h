@@ -123,7 +123,7 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
         }
         finish_rows(e, activation, channel, past, {out, pitch}, rows, across ? pitch : tile.columns, to);
         if (moments.mean == nullptr) return;
-        activate<scalar_t>(e.activation, BiasedRows<float>{out, bias, 1, rows * pitch});
+        activate_stored<scalar_t>(e.activation, out, rows * pitch, broadcast(bias == nullptr ? 0.0f : *bias));
         if (row + rows < tile.rows) return;
         const int64_t at = task_at(index) * grid.block() + step_channel;
         plane_moments(values.get(), pitch, tile, moments.mean + at, moments.deviations + at);

@@ -257,7 +257,9 @@ class BackwardTile {
         session_.multiply(units.rows, width, m_.tokens, weights_.transposed2.from(units.first), dy_matrix_.right(),
                           false, dh, width, dz_.pieces(width), store_hidden);
       });
-      for (int64_t i = 0; i < units.rows * width; i += kLanes<acc_t>) store(dh + i, load(dh + i) * load(z + i));
+      for (int64_t i = 0; i < units.rows * width; i += kLanes<acc_t>) {
+        store(dh + i, times_slope<acc_t>(load(dh + i), load(z + i)));
+      }
     }
     add_row_sums(dh, width, units.rows, gradients.bias1 + units.first);
   }

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mixer_kernels import reference
@@ -86,7 +87,8 @@ def observed(part: nn.Module) -> str | None:
 
 def has_hooks(part: nn.Module) -> bool:
     """Return whether a call of the part, or its backward, runs hooks."""
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+    own = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    return bool(own) or _has_any_global_hook()
 
 
 def activation_name(part: nn.Module) -> str | None:

@@ -185,4 +185,5 @@ def _update_running_statistics(norm: Any, mean: torch.Tensor, var: torch.Tensor,
         # Nothing counts the batches: PyTorch leaves the statistics as they are.
         return
     for running, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
-        running.copy_(running.to(value.dtype).lerp(value, weight))
+        # An exported program does not know that the statistics are not to be differentiated.
+        running.copy_(running.to(value.dtype).lerp(value.detach(), weight))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+_FORWARD_MODE = "forward mode"
 FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -16,6 +17,8 @@ def check_tensor(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING_DTYPES:
         raise TypeError(f"{op}: {name} must have dtype float32, float16, bfloat16 or float64, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}")
 
 
 def check_dims(op: str, name: str, value: torch.Tensor, dims: str) -> None:
@@ -124,20 +127,58 @@ def needs_grad(*values: torch.Tensor | None) -> bool:
     """Return whether autograd records what is done to a tensor; where it does not, its Function is only overhead.
 
     Under forward-mode differentiation it always is: the Function refuses, where the op would drop the tangent.
+
+    Raises:
+        RuntimeError: a transform of torch.func would differentiate the op, which has no rules for these.
     """
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
+    transforms = _transforms()
+    if transforms:
+        _refuse_derivatives(transforms, values)
+        if _FORWARD_MODE in transforms:
+            return True
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
 
 
 def is_inference() -> bool:
     """Return whether nothing is differentiated here, in either direction, whatever requires grad."""
-    return not torch.is_grad_enabled() and not needs_grad()
+    return not torch.is_grad_enabled() and not _transforms()
 
 
 def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:
     """Return the gradients of the inputs that need one, None for the others."""
     return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=False))
+
+
+# torch.compile calls it while it traces, inside of the transforms that it traces, and compiles again where they change.
+@torch.compiler.assume_constant_result
+def _transforms() -> tuple[str, ...]:
+    """Return the transforms of torch.func that are under way, such as "Grad" or "Vmap", and forward mode."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    names = tuple(interpreter.key().name for interpreter in stack)
+    return (*names, _FORWARD_MODE) if torch.autograd.forward_ad._current_level >= 0 else names
+
+
+def _refuse_derivatives(transforms: tuple[str, ...], values: Sequence[torch.Tensor | None]) -> None:
+    # The op itself would pass for a constant there.
+    if torch.compiler.is_compiling():
+        # What requires grad outside of the transforms does not show.
+        refused = torch.is_grad_enabled() or _FORWARD_MODE in transforms
+    else:
+        refused = "Jvp" in transforms or (torch.is_grad_enabled() and any(_requires_grad(value) for value in values))
+    if refused:
+        raise RuntimeError(
+            "mixer_kernels: derivatives by torch.func (grad, vjp, jvp, or through vmap) and compiled forward mode "
+            "need backend='reference'; vmap alone works under torch.no_grad()"
+        )
+
+
+def _requires_grad(value: torch.Tensor | None) -> bool:
+    """Return whether a tensor requires grad on any level of transforms."""
+    while value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if value.requires_grad:
+            return True
+        value = torch._C._functorch.get_unwrapped(value)
+    return value is not None and value.requires_grad
 
 
 def _may_overlap(value: torch.Tensor) -> bool:
