@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import get_interpreter_stack, get_unwrapped, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 _FORWARD_MODE = "forward mode"
 FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -153,9 +155,11 @@ def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> t
 @torch.compiler.assume_constant_result
 def _transforms() -> tuple[str, ...]:
     """Return the transforms of torch.func that are under way, such as "Grad" or "Vmap", and forward mode."""
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    names = tuple(interpreter.key().name for interpreter in stack)
-    return (*names, _FORWARD_MODE) if torch.autograd.forward_ad._current_level >= 0 else names
+    stack, level = get_interpreter_stack(), forward_ad._current_level
+    if stack is None and level < 0:
+        return ()
+    names = tuple(interpreter.key().name for interpreter in stack or ())
+    return names if level < 0 else (*names, _FORWARD_MODE)
 
 
 def _refuse_derivatives(transforms: tuple[str, ...], values: Sequence[torch.Tensor | None]) -> None:
@@ -174,10 +178,10 @@ def _refuse_derivatives(transforms: tuple[str, ...], values: Sequence[torch.Tens
 
 def _requires_grad(value: torch.Tensor | None) -> bool:
     """Return whether a tensor requires grad on any level of transforms."""
-    while value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value):
+    while value is not None and is_functorch_wrapped_tensor(value):
         if value.requires_grad:
             return True
-        value = torch._C._functorch.get_unwrapped(value)
+        value = get_unwrapped(value)
     return value is not None and value.requires_grad
 
 
