@@ -245,7 +245,6 @@ def exact_results(problem: Problem, tensors: Tensors, z_written: torch.Tensor) -
     z = convolve(x, weight) + bias
     terms = (convolve(x.square(), weight.square()) + bias.square()).sqrt()
     a, y = act(z), residual + scale * act(z) + shift
-    var, mean = torch.var_mean(a, (0, 2, 3), correction=0)
     size = terms.amax((0, 2, 3)) + a.abs().amax((0, 2, 3))
     dx, dweight = gradients(x, weight, dz)
     dx2, dweight2 = (gradients(x.square(), weight.square(), dz.square())[0],
@@ -255,6 +254,7 @@ def exact_results(problem: Problem, tensors: Tensors, z_written: torch.Tensor) -
     again = act(written)
     slope = torch.autograd.grad(again.sum(), written)[0]
     again = again.detach()
+    var, mean = torch.var_mean(again, (0, 2, 3), correction=0)
     centered = dz * (again - shift)
     dz_terms = (scale * dz).abs() + (shift * again).abs() + bias.abs()
     return {

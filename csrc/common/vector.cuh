@@ -30,6 +30,12 @@ __device__ __forceinline__ scalar_t from_acc(acc_type<scalar_t> x) {
   }
 }
 
+// What is read of a number once it has been stored.
+template <typename scalar_t>
+__device__ __forceinline__ acc_type<scalar_t> as_stored(acc_type<scalar_t> x) {
+  return to_acc(from_acc<scalar_t>(x));
+}
+
 // The type whose load and store are one instruction of that many bytes. Scalars rather than CUDA's uint4: a struct is
 // copied by its members, and the compiler does not always put the four stores together again.
 template <int kBytes>

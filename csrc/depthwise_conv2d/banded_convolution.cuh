@@ -139,6 +139,7 @@ __device__ __forceinline__ void activate_all(float (&values)[kBandRows][4], Acti
 }
 
 // Everything but the residual that follows the products of one channel.
+template <typename scalar_t>
 __device__ __forceinline__ void finish_sums(float (&sums)[kBandRows][4], const Convolution& c, const Box& box,
                                             const ChannelEpilogue& epilogue, int64_t moments_at) {
 #pragma unroll
@@ -147,7 +148,7 @@ __device__ __forceinline__ void finish_sums(float (&sums)[kBandRows][4], const C
   if (c.moments.means != nullptr) {
     float values[kBandRows][4];
 #pragma unroll
-    for (int i = 0; i < kBandRows * 4; ++i) values[i / 4][i % 4] = sums[i / 4][i % 4];
+    for (int i = 0; i < kBandRows * 4; ++i) values[i / 4][i % 4] = as_stored<scalar_t>(sums[i / 4][i % 4]);
     activate_all(values, c.activation);
     store_moments(values, c, box, moments_at);
   } else {
@@ -286,8 +287,8 @@ __global__ void __launch_bounds__(kMostBandedThreads, 2)
       } else {
         multiply_channel<0>(sums, c, input, weight);
       }
-      finish_sums(sums, c, box, epilogues[channel],
-                  (box.image * boxes + block % boxes) * c.grid.channels + box.channel + channel);
+      finish_sums<scalar_t>(sums, c, box, epilogues[channel],
+                            (box.image * boxes + block % boxes) * c.grid.channels + box.channel + channel);
       if (is_staged) {
         // Outputs take the place of the inputs, which nobody but this warp reads.
         __syncwarp();

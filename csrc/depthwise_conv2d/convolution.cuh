@@ -124,7 +124,7 @@ __device__ __forceinline__ void store_moments(const Convolution& c, const Box& b
     for (BoxWalk walk(lane, 32, box.columns, box.rows); walk.outer == 0; walk.advance()) {
       float* value = from.pixel(channel, walk.middle, walk.inner);
       dispatch_activation(c.activation, [&](auto activation) {
-        *value = activate<decltype(activation)::value, kExact>(*value + bias).value;
+        *value = activate<decltype(activation)::value, kExact>(as_stored<scalar_t>(*value + bias)).value;
       });
       sum += *value;
     }
