@@ -242,9 +242,8 @@ def test_every_instruction_set(dtype, isa):
 @pytest.mark.parametrize("form", [mixing, linear])
 def test_a_dead_unit_passes_nothing_on(isa, form):
     inputs = draw((2, 7, 16, 33), torch.float32)
-    inputs[0][0, 3, 5] = float("nan")
     dy = torch.randn(2, 7 if form is mixing else 33, 16)
-    dy[0, 1, 2] = float("inf")
+    dy[0, :, 2] = float("inf")
     actual, expected = (with_gradients(form(name, activation="relu"), inputs, dy) for name in ("native", "reference"))
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours is None or torch.equal(ours.isfinite(), theirs.isfinite())
