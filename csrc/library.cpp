@@ -19,23 +19,24 @@ TORCH_LIBRARY(mixer_kernels, m) {
   m.def("spatial_shift_bwd_(Tensor(a!) dy, int[] directions) -> ()");
 
   // activation: a code of csrc/common/activation.h. The gradient of an absent parameter is empty, of shape (0,).
+  // allow_tf32: products of float32 may have TF32's precision, or more, whatever PyTorch's own setting says.
   m.def(
       "layer_norm_token_linear_fwd(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, "
-      "float eps, int activation) -> (Tensor y, Tensor mean, Tensor rstd)");
+      "float eps, int activation, bool allow_tf32=False) -> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
       "layer_norm_token_linear_bwd(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? norm_weight, "
-      "Tensor? norm_bias, Tensor weight, Tensor? bias, int activation) "
+      "Tensor? norm_bias, Tensor weight, Tensor? bias, int activation, bool allow_tf32=False) "
       "-> (Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dweight, Tensor dbias)");
   m.def(
       "token_mixing_fwd(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight1, Tensor? bias1, "
-      "Tensor weight2, Tensor? bias2, float eps, int activation) -> (Tensor y, Tensor mean, Tensor rstd)");
+      "Tensor weight2, Tensor? bias2, float eps, int activation, bool allow_tf32=False) "
+      "-> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
       "token_mixing_bwd(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? norm_weight, Tensor? norm_bias, "
-      "Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, int activation) "
+      "Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, int activation, bool allow_tf32=False) "
       "-> (Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dweight1, Tensor dbias1, Tensor dweight2, "
       "Tensor dbias2)");
 
-  // allow_tf32: products of float32 may have TF32's precision, or more, whatever PyTorch's own setting says.
   m.def(
       "affine_token_linear_fwd(Tensor x, Tensor? alpha, Tensor? beta, Tensor weight, Tensor? bias, "
       "Tensor? layer_scale, bool allow_tf32=False) -> Tensor");

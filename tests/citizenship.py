@@ -35,7 +35,7 @@ def assert_exports(layer: torch.nn.Module, x: torch.Tensor) -> None:
 
 
 def assert_accurate_under_autocast(
-    ours: Function, reference: Function, inputs: Tensors, device: str, dtype: torch.dtype = torch.bfloat16
+    ours: Function, reference: Function, inputs: Tensors, device: str, dtype: torch.dtype
 ) -> None:
     """Take float32 inputs to an output of ``dtype`` under autocast to bfloat16, as accurately as PyTorch does."""
     with torch.autocast(device, dtype=torch.bfloat16):

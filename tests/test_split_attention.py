@@ -316,7 +316,7 @@ def test_use_backend_reaches_compiled_code():
 
 def test_autocast(device, backend):
     inputs = draw((2, 9, 8, 48, 12), torch.float32, device)
-    assert_accurate_under_autocast(op(backend), op("reference"), inputs, device)
+    assert_accurate_under_autocast(op(backend), op("reference"), inputs, device, torch.float32)
 
 
 def test_fake_and_meta_tensors():

@@ -9,7 +9,7 @@ from types import ModuleType
 import accuracy
 import pytest
 import torch
-from accuracy import LAYOUTS, Arrange, Function, Tensors, as_it_is, with_gradients
+from accuracy import LAYOUTS, Arrange, Function, Tensors, as_it_is, in_float64, with_gradients
 from citizenship import assert_accurate_under_autocast, assert_captures, assert_compiles, assert_exports
 from digits import CHANNELS, TOKENS, assert_training_follows_the_reference
 from tolerances import assert_as_accurate
@@ -211,9 +211,22 @@ def test_a_float64_norm_of_float32_parameters():
     torch.testing.assert_close(mixing("reference")(*inputs), mixing("native")(*inputs), rtol=1e-12, atol=1e-12)
 
 
-def test_autocast(device, backend):
-    inputs = draw((2, 49, 96, 33), torch.float32, device)
-    assert_accurate_under_autocast(mixing(backend), mixing("reference"), inputs, device)
+@pytest.mark.parametrize("mean", [0, 1e4])
+@pytest.mark.parametrize(("form", "dtype"), [(mixing, torch.float32), (linear, torch.bfloat16)])
+def test_autocast(device, backend, form, dtype, mean):
+    # The mean of a float32 input would take all digits of a half type.
+    x, *parameters = draw((2, 49, 96, 33), torch.float32, device)
+    assert_accurate_under_autocast(form(backend), form("reference"), [x + mean, *parameters], device, dtype)
+
+
+@pytest.mark.parametrize("form", [mixing, linear])
+def test_autocast_of_a_half_type(device, backend, form):
+    x, *parameters = draw((2, 49, 96, 33), torch.float32, device)
+    half = [value.bfloat16() for value in parameters[2:]]
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = form(backend)(x.bfloat16(), *parameters)
+        assert torch.equal(y, form(backend)(x.bfloat16(), *parameters[:2], *half))
+    assert y.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
@@ -237,6 +250,20 @@ def test_every_instruction_set(dtype, isa):
         assert_accurate(form, "native", lambda: draw((13, 20, 40, 9), dtype), LAYOUTS["transposed"])
     for activation in ACTIVATIONS:
         assert_accurate(linear, "native", lambda: draw((2, 20, 40, 9), torch.float32), activation=activation)
+
+
+@pytest.mark.parametrize("arrange", [as_it_is, LAYOUTS["transposed"]], ids=["contiguous", "transposed"])
+@pytest.mark.parametrize("form", [mixing, linear])
+def test_every_instruction_set_under_autocast(isa, form, arrange):
+    for sizes in ((2, 49, 96, 33), (6, 49, 96, 33), (18, 5, 30, 7), (4, 196, 130, 96)):
+        inputs = draw(sizes, torch.float32)
+        # What autocast's dtype of y does not round.
+        dy = torch.randn_like(form("reference")(*inputs)).bfloat16().float()
+        expected = with_gradients(form("reference"), in_float64(inputs), dy)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = with_gradients(form("native"), inputs, arrange(dy), arrange)
+        for one, truth in zip(actual, expected, strict=True):
+            assert (one - truth).norm() <= (2.0**-12 if one.dtype == torch.float32 else 2.0**-8) * truth.norm()
 
 
 @pytest.mark.parametrize("form", [mixing, linear])

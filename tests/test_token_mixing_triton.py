@@ -11,7 +11,7 @@ from tolerances import assert_as_accurate
 from triton_tests import DEVICE, DTYPES, GPU, VIEWS, random, unused_tiles, use_small_tiles
 
 from mixer_kernels.ops._triton_tiles import Tile, strips
-from mixer_kernels.ops.token_mixing import _triton_tiles, triton_impl
+from mixer_kernels.ops.token_mixing import _triton_launch, _triton_tiles, triton_impl
 
 pytest.importorskip("triton")
 
@@ -194,6 +194,24 @@ def test_norm_in_float32(op: str) -> None:
     shape = (2, 5, 24, 7)
     norm, linears = parameters(op, shape, torch.float32)[:2], parameters(op, shape, torch.float16)[2:]
     check(op, random(*shape[:3], dtype=torch.float16), [*norm, *linears])
+
+
+def test_autocast_multiplies_in_tf32() -> None:
+    precisions: list[str] = []
+
+    def note(kernel: object, programs: int, arguments: dict[str, Any]) -> None:
+        precisions.append(arguments.get("PRECISION", "tf32"))
+
+    x, norm_weight, norm_bias, *linears = (
+        value.to("meta") for value in (random(1, 33, 16), *parameters(MIXING, (1, 33, 16, 7), torch.float32))
+    )
+    inputs = x, norm_weight, norm_bias, *linears
+    y, mean, rstd = _triton_launch.mixing_forward(note, *inputs, EPS, 2, allow_tf32=True)
+    norm = _triton_launch.Norm(mean, rstd, norm_weight, norm_bias)
+    _triton_launch.mixing_backward(note, y, x, norm, *linears, 2, allow_tf32=True)
+    y, *_ = _triton_launch.linear_forward(note, *inputs[:5], EPS, 2, allow_tf32=True)
+    _triton_launch.linear_backward(note, y, x, norm, *linears[:2], 2, allow_tf32=True)
+    assert set(precisions) == {"tf32"}
 
 
 @pytest.mark.parametrize("variant", ["shipped", "small"], indirect=True)

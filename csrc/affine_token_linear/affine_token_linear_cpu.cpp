@@ -100,15 +100,6 @@ void fill_gradient(const at::Tensor& gradient, const F& value_of) {
   }
 }
 
-// Calls f with how AMX multiplies.
-template <typename scalar_t, typename F>
-auto with_amx_product(bool allow_tf32, const F& f) {
-  if constexpr (std::is_same_v<scalar_t, float>) {
-    if (allow_tf32) return f(TypeTag<avx512_bf16::AmxProduct<float, 2>>{});
-  }
-  return f(TypeTag<avx512_bf16::AmxProduct<scalar_t>>{});
-}
-
 at::Tensor forward(const at::Tensor& x, const OptionalTensor& alpha, const OptionalTensor& beta,
                    const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& layer_scale,
                    bool allow_tf32) {
@@ -117,7 +108,7 @@ at::Tensor forward(const at::Tensor& x, const OptionalTensor& alpha, const Optio
   dispatch_floating(x.scalar_type(), "affine_token_linear", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Arguments<scalar_t> arguments(x, alpha, beta, weight, bias, layer_scale);
-    const auto amx = with_amx_product<scalar_t>(allow_tf32, [](auto product) {
+    const auto amx = with_amx_product<avx512_bf16::AmxProduct, scalar_t>(allow_tf32, [](auto product) {
       return &avx512_bf16::affine_token_linear_forward<scalar_t, typename decltype(product)::type>;
     });
     select_isa(&baseline::affine_token_linear_forward<scalar_t>, &avx2::affine_token_linear_forward<scalar_t>,
@@ -144,7 +135,7 @@ AffineTokenLinearBackward backward(const at::Tensor& dy, const at::Tensor& x, co
     const AffineLinear<scalar_t>& call = arguments.call();
     const int64_t channels = x.size(2);
     const Scratch<acc_of<scalar_t>> sums(3 * channels);
-    const auto amx = with_amx_product<scalar_t>(allow_tf32, [](auto product) {
+    const auto amx = with_amx_product<avx512_bf16::AmxProduct, scalar_t>(allow_tf32, [](auto product) {
       return &avx512_bf16::affine_token_linear_backward<scalar_t, typename decltype(product)::type>;
     });
     select_isa(&baseline::affine_token_linear_backward<scalar_t>, &avx2::affine_token_linear_backward<scalar_t>,

@@ -50,45 +50,47 @@ using TokenMixingForward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using TokenMixingBackward =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// Registers the four ops on top of a device's forward(op, x, ..., eps, activation) and backward(op, dy, x, ...), whose
-// second weight may be absent.
+// Registers the four ops on top of a device's forward(op, x, ..., allow_tf32) and backward(op, dy, x, ...,
+// allow_tf32), whose second weight may be absent.
 template <auto* forward, auto* backward>
 void bind_token_mixing(torch::Library& m) {
   m.impl("layer_norm_token_linear_fwd",
          [](const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
-            const at::Tensor& weight, const OptionalTensor& bias, double eps, int64_t activation) {
+            const at::Tensor& weight, const OptionalTensor& bias, double eps, int64_t activation, bool allow_tf32) {
            constexpr auto op = "layer_norm_token_linear";
            check_token_linear(op, x, norm_weight, norm_bias, "weight", weight, "bias", bias, activation);
-           return forward(op, x, norm_weight, norm_bias, weight, bias, {}, {}, eps, activation);
+           return forward(op, x, norm_weight, norm_bias, weight, bias, {}, {}, eps, activation, allow_tf32);
          });
   m.impl("layer_norm_token_linear_bwd",
          [](const at::Tensor& dy, const at::Tensor& x, const at::Tensor& mean, const at::Tensor& rstd,
             const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& weight,
-            const OptionalTensor& bias, int64_t activation) {
+            const OptionalTensor& bias, int64_t activation, bool allow_tf32) {
            constexpr auto op = "layer_norm_token_linear";
            check_token_linear(op, x, norm_weight, norm_bias, "weight", weight, "bias", bias, activation);
            check_backward(op, dy, x, mean, rstd, {x.size(0), weight.size(0), x.size(2)});
            auto [dx, dnorm_weight, dnorm_bias, dweight, dbias, dweight2, dbias2] =
-               backward(op, dy, x, mean, rstd, norm_weight, norm_bias, weight, bias, {}, {}, activation);
+               backward(op, dy, x, mean, rstd, norm_weight, norm_bias, weight, bias, {}, {}, activation, allow_tf32);
            return std::make_tuple(dx, dnorm_weight, dnorm_bias, dweight, dbias);
          });
   m.impl("token_mixing_fwd", [](const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                                 const at::Tensor& weight1, const OptionalTensor& bias1, const at::Tensor& weight2,
-                                const OptionalTensor& bias2, double eps, int64_t activation) {
+                                const OptionalTensor& bias2, double eps, int64_t activation, bool allow_tf32) {
     constexpr auto op = "token_mixing";
     check_token_linear(op, x, norm_weight, norm_bias, "weight1", weight1, "bias1", bias1, activation);
     check_second_linear(op, x, weight1, weight2, bias2);
-    return forward(op, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation);
+    return forward(op, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, allow_tf32);
   });
   m.impl("token_mixing_bwd",
          [](const at::Tensor& dy, const at::Tensor& x, const at::Tensor& mean, const at::Tensor& rstd,
             const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& weight1,
-            const OptionalTensor& bias1, const at::Tensor& weight2, const OptionalTensor& bias2, int64_t activation) {
+            const OptionalTensor& bias1, const at::Tensor& weight2, const OptionalTensor& bias2, int64_t activation,
+            bool allow_tf32) {
            constexpr auto op = "token_mixing";
            check_token_linear(op, x, norm_weight, norm_bias, "weight1", weight1, "bias1", bias1, activation);
            check_second_linear(op, x, weight1, weight2, bias2);
            check_backward(op, dy, x, mean, rstd, x.sizes());
-           return backward(op, dy, x, mean, rstd, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation);
+           return backward(op, dy, x, mean, rstd, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation,
+                           allow_tf32);
          });
 }
 

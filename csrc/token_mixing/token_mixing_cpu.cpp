@@ -98,7 +98,8 @@ class Arguments {
 
 TokenMixingForward forward(const char* op, const at::Tensor& x, const OptionalTensor& norm_weight,
                            const OptionalTensor& norm_bias, const at::Tensor& weight1, const OptionalTensor& bias1,
-                           const OptionalTensor& weight2, const OptionalTensor& bias2, double eps, int64_t activation) {
+                           const OptionalTensor& weight2, const OptionalTensor& bias2, double eps, int64_t activation,
+                           bool allow_tf32) {
   const int64_t rows = weight2 ? x.size(1) : weight1.size(0);
   at::Tensor y = at::empty({x.size(0), rows, x.size(2)}, x.options());
   at::Tensor mean = empty_statistics(x), rstd = empty_statistics(x);
@@ -107,9 +108,11 @@ TokenMixingForward forward(const char* op, const at::Tensor& x, const OptionalTe
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_of<scalar_t>;
     const Arguments<scalar_t> arguments(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation);
+    const auto amx = with_amx_product<avx512_bf16::AmxProduct, scalar_t>(allow_tf32, [](auto product) {
+      return &avx512_bf16::token_mixing_forward<scalar_t, typename decltype(product)::type>;
+    });
     select_isa(&baseline::token_mixing_forward<scalar_t>, &avx2::token_mixing_forward<scalar_t>,
-               &avx512::token_mixing_forward<scalar_t>, &avx512_bf16::token_mixing_forward<scalar_t>,
-               &avx512_bf16::token_mixing_forward<scalar_t, avx512_bf16::AmxProduct<scalar_t>>)(
+               &avx512::token_mixing_forward<scalar_t>, &avx512_bf16::token_mixing_forward<scalar_t>, amx)(
         arguments.mixing(), Rows<scalar_t>(y), mean.mutable_data_ptr<acc_t>(), rstd.mutable_data_ptr<acc_t>());
   });
   return {y, mean, rstd};
@@ -118,7 +121,7 @@ TokenMixingForward forward(const char* op, const at::Tensor& x, const OptionalTe
 TokenMixingBackward backward(const char* op, const at::Tensor& dy, const at::Tensor& x, const at::Tensor& mean,
                              const at::Tensor& rstd, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                              const at::Tensor& weight1, const OptionalTensor& bias1, const OptionalTensor& weight2,
-                             const OptionalTensor& bias2, int64_t activation) {
+                             const OptionalTensor& bias2, int64_t activation, bool allow_tf32) {
   at::Tensor dx = at::empty(x.sizes(), x.options());
   at::Tensor dweight1 = empty_gradient(weight1, x), dbias1 = empty_gradient(bias1, x);
   at::Tensor dweight2 = empty_gradient(weight2, x), dbias2 = empty_gradient(bias2, x);
@@ -137,15 +140,17 @@ TokenMixingBackward backward(const char* op, const at::Tensor& dy, const at::Ten
     const auto target = [](const at::Tensor& t, bool present) {
       return present ? t.mutable_data_ptr<scalar_t>() : nullptr;
     };
+    const auto amx = with_amx_product<avx512_bf16::AmxProduct, scalar_t>(allow_tf32, [](auto product) {
+      return &avx512_bf16::token_mixing_backward<scalar_t, typename decltype(product)::type>;
+    });
     select_isa(&baseline::token_mixing_backward<scalar_t>, &avx2::token_mixing_backward<scalar_t>,
                &avx512::token_mixing_backward<scalar_t>, &avx512_bf16::token_mixing_backward<scalar_t>,
-               &avx512_bf16::token_mixing_backward<scalar_t, avx512_bf16::AmxProduct<scalar_t>>)(
-        arguments.mixing(), Statistics<acc_t>{means.const_data_ptr<acc_t>(), rstds.const_data_ptr<acc_t>()},
-        Rows<const scalar_t>(dy),
-        Gradients<scalar_t>{Rows<scalar_t>(dx), norm_sums.mutable_data_ptr<acc_t>(),
-                            norm_sums.mutable_data_ptr<acc_t>() + x.size(2), target(dweight1, true),
-                            target(dbias1, bias1.has_value()), target(dweight2, weight2.has_value()),
-                            target(dbias2, bias2.has_value())});
+               amx)(arguments.mixing(), Statistics<acc_t>{means.const_data_ptr<acc_t>(), rstds.const_data_ptr<acc_t>()},
+                    Rows<const scalar_t>(dy),
+                    Gradients<scalar_t>{Rows<scalar_t>(dx), norm_sums.mutable_data_ptr<acc_t>(),
+                                        norm_sums.mutable_data_ptr<acc_t>() + x.size(2), target(dweight1, true),
+                                        target(dbias1, bias1.has_value()), target(dweight2, weight2.has_value()),
+                                        target(dbias2, bias2.has_value())});
     if (norm_weight) dnorm_weight.copy_(norm_sums[0]);
     if (norm_bias) dnorm_bias.copy_(norm_sums[1]);
   });

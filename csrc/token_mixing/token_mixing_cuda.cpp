@@ -20,7 +20,7 @@ class Arguments {
  public:
   Arguments(const char* op, const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
             const at::Tensor& weight1, const OptionalTensor& bias1, const OptionalTensor& weight2,
-            const OptionalTensor& bias2, int64_t activation)
+            const OptionalTensor& bias2, int64_t activation, bool allow_tf32)
       : norm_weight_(contiguous(norm_weight)),
         norm_bias_(contiguous(norm_bias)),
         weight1_(weight1.contiguous()),
@@ -36,7 +36,7 @@ class Arguments {
     arguments_.type = element_type_of(x, op);
     const OptionalTensor& norm = norm_weight ? norm_weight : norm_bias;
     arguments_.norm_is_float = norm && norm->scalar_type() == at::kFloat;
-    arguments_.allow_tf32 = allows_tf32();
+    arguments_.allow_tf32 = allow_tf32 || allows_tf32();
     arguments_.activation = static_cast<Activation>(activation);
     arguments_.batch = x.size(0);
     arguments_.tokens = x.size(1);
@@ -69,9 +69,10 @@ class Arguments {
 
 TokenMixingForward forward(const char* op, const at::Tensor& x, const OptionalTensor& norm_weight,
                            const OptionalTensor& norm_bias, const at::Tensor& weight1, const OptionalTensor& bias1,
-                           const OptionalTensor& weight2, const OptionalTensor& bias2, double eps, int64_t activation) {
+                           const OptionalTensor& weight2, const OptionalTensor& bias2, double eps, int64_t activation,
+                           bool allow_tf32) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Arguments arguments(op, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation);
+  const Arguments arguments(op, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation, allow_tf32);
   const int64_t rows = weight2 ? x.size(1) : weight1.size(0);
   at::Tensor y = at::empty({x.size(0), rows, x.size(2)}, x.options());
   at::Tensor mean = empty_statistics(x), rstd = empty_statistics(x);
@@ -88,9 +89,9 @@ TokenMixingForward forward(const char* op, const at::Tensor& x, const OptionalTe
 TokenMixingBackward backward(const char* op, const at::Tensor& dy, const at::Tensor& x, const at::Tensor& mean,
                              const at::Tensor& rstd, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                              const at::Tensor& weight1, const OptionalTensor& bias1, const OptionalTensor& weight2,
-                             const OptionalTensor& bias2, int64_t activation) {
+                             const OptionalTensor& bias2, int64_t activation, bool allow_tf32) {
   const c10::cuda::CUDAGuard guard(x.device());
-  Arguments arguments(op, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation);
+  Arguments arguments(op, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation, allow_tf32);
   arguments.set_statistics(mean, rstd);
   at::Tensor dx = at::empty(x.sizes(), x.options());
   at::Tensor dnorm_weight = empty_gradient(norm_weight, x), dnorm_bias = empty_gradient(norm_bias, x);

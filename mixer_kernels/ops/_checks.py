@@ -95,6 +95,17 @@ def autocast(value: torch.Tensor) -> torch.Tensor:
     return value.to(torch.get_autocast_dtype(value.device.type)) if autocasts(value) else value
 
 
+def promote(x: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+    """Return ``x`` in the dtype of its sum with the others and an update of autocast's dtype, where that is on."""
+    if not autocasts(x):
+        return x
+    dtype = torch.get_autocast_dtype(x.device.type)
+    for value in (x, *others):
+        if isinstance(value, torch.Tensor):
+            dtype = torch.promote_types(dtype, value.dtype)
+    return x.to(dtype)
+
+
 def autocasts(value: torch.Tensor) -> bool:
     """Return whether autocast is on where ``value`` is, and of concern for its dtype."""
     # Meta tensors have no autocast; torch.compile of torch 2.11 does not trace the question whether a device has it.

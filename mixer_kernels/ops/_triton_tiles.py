@@ -75,9 +75,9 @@ SHARED_TILES: dict[tuple[str, str], dict[str, Tile]] = {
 SPLIT_PROGRAMS = 132
 
 
-def block(tiles: Tiles, kernel: str, x: torch.Tensor) -> dict[str, Any]:
+def block(tiles: Tiles, kernel: str, x: torch.Tensor, allow_tf32: bool = False) -> dict[str, Any]:
     """Return the constants of a launch of ``kernel``, which computes blocks of rows and channels."""
-    return _constants(_tile(tiles, kernel, x), x)
+    return _constants(_tile(tiles, kernel, x, allow_tf32), x, allow_tf32)
 
 
 def in_strips(tiles: Tiles, kernel: str, x: torch.Tensor, rows: int, allow_tf32: bool = False) -> dict[str, Any]:

@@ -87,8 +87,7 @@ def affine_token_linear(
     """
     op = "affine_token_linear"
     _tokens.check_tokens(op, x)
-    if _checks.autocasts(x):
-        x = x.to(_autocast_dtype(x, layer_scale))
+    x = _checks.promote(x, layer_scale)
     alpha = _channel_parameter(op, "alpha", alpha, x)
     beta = _channel_parameter(op, "beta", beta, x)
     weight, bias = _tokens.check_linear(op, x, "weight", weight, (x.shape[1], x.shape[1]), "bias", bias)
@@ -105,12 +104,6 @@ def affine_token_linear(
 def why_not(device: torch.device) -> dict[str, str | None]:
     """Return, for each backend, None if it runs this op on the device, else the reason."""
     return _backend.reasons(IMPLEMENTATIONS, device)
-
-
-def _autocast_dtype(x: torch.Tensor, layer_scale: Optional) -> torch.dtype:
-    """Return the dtype of x + layer_scale * update for an update of autocast's dtype."""
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return dtype if x.dtype == getattr(layer_scale, "dtype", dtype) == dtype else torch.float32
 
 
 def _channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor) -> Optional:

@@ -54,7 +54,7 @@ def shifted_split_attention(
     Neither shifted branch is ever written: one pass over x takes the sums, another gathers and weighs. Backward keeps
     x and, of each image, 4 numbers a channel.
 
-    Under autocast every argument is cast to its dtype.
+    Under autocast a float32 ``x`` stays as it is, another one is cast to autocast's dtype; the weights are cast to x's.
 
     Args:
         x: the three branches side by side, (B, H, W, 3C), float32, float16, bfloat16 or float64, any strides.
@@ -77,7 +77,7 @@ def shifted_split_attention(
         raise ValueError(f"{op}: x must have at least one pixel and one channel, got shape {tuple(x.shape)}")
     if x.shape[3] % 3:
         raise ValueError(f"{op}: x must have 3C channels, a multiple of 3, got shape {tuple(x.shape)}")
-    x = _checks.autocast(x)
+    x = _checks.promote(x)
     weight1 = _checks.check_operand(op, "weight1", weight1, ("D", x.shape[3] // 3), x)
     weight2 = _checks.check_operand(op, "weight2", weight2, (x.shape[3], weight1.shape[0]), x)
     name = _backend.choose(op, backend, ORDER.get(x.device.type, ()), IMPLEMENTATIONS, x.device, x.dtype)

@@ -22,10 +22,12 @@ def token_mixing_forward(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.
 
 
 def backward(
-    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, *parameters_and_activation: Any
+    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, *arguments: Any
 ) -> tuple[torch.Tensor, ...]:
     """Return tensors like the gradients, of either op."""
-    return fake_gradients(x, *parameters_and_activation[:-1])
+    # Behind the parameters stand an activation and, unless it has its default, allow_tf32.
+    parameters = [value for value in arguments if value is None or isinstance(value, torch.Tensor)]
+    return fake_gradients(x, *parameters)
 
 
 def _statistic(x: torch.Tensor) -> torch.Tensor:

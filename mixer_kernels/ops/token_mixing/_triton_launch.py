@@ -50,12 +50,13 @@ def linear_forward(
     bias: torch.Tensor | None,
     eps: float,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, mean and rstd of ``layer_norm_token_linear``."""
     x = channels_together(x)
     hidden, tokens = weight.shape
     norm, n = Norm.of(x, norm_weight, norm_bias), x.new_empty(x.shape)
-    product = in_strips(tiles.TILES, "token_linear", x, hidden)
+    product = in_strips(tiles.TILES, "token_linear", x, hidden, allow_tf32)
     shape = round_up(hidden, product["ROWS"]), round_up(tokens, product["DEPTH"])
     (padded,) = _prepare(launch, x, norm, eps, n, [(weight, shape)])
     return _token_linear(launch, product, n, padded, hidden, bias, activation), norm.mean, norm.rstd
@@ -72,6 +73,7 @@ def mixing_forward(
     bias2: torch.Tensor | None,
     eps: float,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, mean and rstd of ``token_mixing``."""
     x = channels_together(x)
@@ -86,8 +88,8 @@ def mixing_forward(
         return y, norm.mean, norm.rstd
 
     n = x.new_empty(x.shape)
-    to_hidden = in_strips(tiles.TILES, "token_linear", x, hidden)
-    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
+    to_hidden = in_strips(tiles.TILES, "token_linear", x, hidden, allow_tf32)
+    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens, allow_tf32)
     shape1 = round_up(hidden, to_hidden["ROWS"]), round_up(tokens, to_hidden["DEPTH"])
     shape2 = round_up(tokens, to_tokens["ROWS"]), round_up(hidden, to_tokens["DEPTH"])
     padded1, padded2 = _prepare(launch, x, norm, eps, n, [(weight1, shape1), (weight2, shape2)])
@@ -103,15 +105,16 @@ def linear_backward(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, norm_weight, norm_bias, weight and bias of ``layer_norm_token_linear``."""
     dy, x = channels_together(dy), channels_together(x)
     hidden, tokens = weight.shape
     sums = Sums(x)
 
-    to_hidden = block(tiles.TILES, "hidden_bwd", x)
-    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
-    to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens)
+    to_hidden = block(tiles.TILES, "hidden_bwd", x, allow_tf32)
+    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens, allow_tf32)
+    to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens, allow_tf32)
     shape = _padded_both_ways(to_hidden, hidden, to_tokens, tokens)
     n = x.new_empty(x.shape)
     (padded,) = _prepare(launch, x, norm, None, n, [(weight, shape)])
@@ -138,15 +141,16 @@ def mixing_backward(
     weight2: torch.Tensor,
     bias2: torch.Tensor | None,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, norm_weight, norm_bias, weight1, bias1, weight2 and bias2 of ``token_mixing``."""
     dy, x = channels_together(dy), channels_together(x)
     hidden, tokens = weight1.shape
     sums = Sums(x)
 
-    to_hidden = block(tiles.TILES, "hidden_bwd", x)
-    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens)
-    to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens)
+    to_hidden = block(tiles.TILES, "hidden_bwd", x, allow_tf32)
+    to_tokens = in_strips(tiles.TILES, "token_linear", x, tokens, allow_tf32)
+    to_weight = in_strips(tiles.TILES, "weight_gradient", x, tokens, allow_tf32)
     height, width = _padded_both_ways(to_hidden, hidden, to_tokens, tokens)
     n = x.new_empty(x.shape)
     padded1, padded2 = _prepare(launch, x, norm, None, n, [(weight1, (height, width)), (weight2, (width, height))])

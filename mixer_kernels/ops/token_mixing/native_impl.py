@@ -23,9 +23,12 @@ def layer_norm_token_linear_forward(
     bias: Optional,
     eps: float,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, (B, D, C), and the mean and 1 / standard deviation of each token, (B, S)."""
-    return torch.ops.mixer_kernels.layer_norm_token_linear_fwd(x, norm_weight, norm_bias, weight, bias, eps, activation)
+    return torch.ops.mixer_kernels.layer_norm_token_linear_fwd(
+        x, norm_weight, norm_bias, weight, bias, eps, activation, allow_tf32
+    )
 
 
 def layer_norm_token_linear_backward(
@@ -38,10 +41,11 @@ def layer_norm_token_linear_backward(
     weight: torch.Tensor,
     bias: Optional,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """Return the gradients of x, norm_weight, norm_bias, weight and bias; empty where the parameter is absent."""
     return torch.ops.mixer_kernels.layer_norm_token_linear_bwd(
-        dy, x, mean, rstd, norm_weight, norm_bias, weight, bias, activation
+        dy, x, mean, rstd, norm_weight, norm_bias, weight, bias, activation, allow_tf32
     )
 
 
@@ -55,10 +59,11 @@ def token_mixing_forward(
     bias2: Optional,
     eps: float,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, (B, S, C), and the mean and 1 / standard deviation of each token, (B, S)."""
     return torch.ops.mixer_kernels.token_mixing_fwd(
-        x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation
+        x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, allow_tf32
     )
 
 
@@ -74,10 +79,11 @@ def token_mixing_backward(
     weight2: torch.Tensor,
     bias2: Optional,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """Return the gradients of x and the six parameters in their order; empty where the parameter is absent."""
     return torch.ops.mixer_kernels.token_mixing_bwd(
-        dy, x, mean, rstd, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation
+        dy, x, mean, rstd, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation, allow_tf32
     )
 
 

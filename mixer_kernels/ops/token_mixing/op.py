@@ -37,18 +37,20 @@ class LayerNormTokenLinearFunction(torch.autograd.Function):
         backend: str,
     ) -> torch.Tensor:
         """Map (B, S, C) to (B, D, C)."""
+        allow_tf32 = _checks.autocasts(x)
         y, mean, rstd = IMPLEMENTATIONS[backend].layer_norm_token_linear_forward(
-            x, norm_weight, norm_bias, weight, bias, eps, activation
+            x, norm_weight, norm_bias, weight, bias, eps, activation, allow_tf32
         )
         ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, weight, bias)
-        ctx.activation, ctx.backend = activation, backend
+        ctx.activation, ctx.backend, ctx.allow_tf32 = activation, backend, allow_tf32
         return y
 
     @staticmethod
     @_autograd.once_differentiable
     def backward(ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
-        gradients = IMPLEMENTATIONS[ctx.backend].layer_norm_token_linear_backward(dy, *saved, ctx.activation)
+        backward = IMPLEMENTATIONS[ctx.backend].layer_norm_token_linear_backward
+        gradients = backward(dy, *saved, ctx.activation, ctx.allow_tf32)
         return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None
 
 
@@ -74,18 +76,20 @@ class TokenMixingFunction(torch.autograd.Function):
         backend: str,
     ) -> torch.Tensor:
         """Map (B, S, C) to (B, S, C)."""
+        allow_tf32 = _checks.autocasts(x)
         y, mean, rstd = IMPLEMENTATIONS[backend].token_mixing_forward(
-            x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation
+            x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, allow_tf32
         )
         ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-        ctx.activation, ctx.backend = activation, backend
+        ctx.activation, ctx.backend, ctx.allow_tf32 = activation, backend, allow_tf32
         return y
 
     @staticmethod
     @_autograd.once_differentiable
     def backward(ctx: Any, saved: tuple[torch.Tensor, ...], dy: torch.Tensor) -> tuple[Optional, ...]:
         """Return the gradients of ``x`` and the parameters."""
-        gradients = IMPLEMENTATIONS[ctx.backend].token_mixing_backward(dy, *saved, ctx.activation)
+        backward = IMPLEMENTATIONS[ctx.backend].token_mixing_backward
+        gradients = backward(dy, *saved, ctx.activation, ctx.allow_tf32)
         return *_checks.wanted(gradients, ctx.needs_input_grad), None, None, None
 
 
@@ -105,7 +109,9 @@ def layer_norm_token_linear(
     ``y[b, :, c] = act(weight @ n[b, :, c] + bias)``, where ``n[b, s, :] = LN(x[b, s, :])`` over the channels
     (arXiv 2105.01601). No transposed copy is made.
 
-    Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype; the parameters of the norm are not.
+    Under autocast ``y`` is of its dtype, as in eager PyTorch. A float32 ``x`` is normalised as it is: the op runs in
+    float32 then, and its products keep at least the digits of TF32. Otherwise ``weight`` and ``bias`` are cast to
+    autocast's dtype; the parameters of the norm never are.
 
     Args:
         x: tokens, (B, S, C), float32, float16, bfloat16 or float64, any strides.
@@ -118,7 +124,7 @@ def layer_norm_token_linear(
         backend: "native", "triton", "reference" or None, the fastest that can run.
 
     Returns:
-        A contiguous tensor (B, D, C) of x's dtype.
+        A contiguous tensor (B, D, C) of x's dtype, or of autocast's.
 
     Raises:
         TypeError: an argument is not a tensor of such a dtype.
@@ -133,9 +139,11 @@ def layer_norm_token_linear(
     if name == _backend.REFERENCE:
         return reference.layer_norm_token_linear(x, norm_weight, norm_bias, weight, bias, eps, activation)
     arguments = (x, norm_weight, norm_bias, weight, bias)
-    if not _checks.needs_grad(*arguments):
-        return IMPLEMENTATIONS[name].layer_norm_token_linear_forward(*arguments, eps, code)[0]
-    return LayerNormTokenLinearFunction.apply(*arguments, eps, code, name)
+    if _checks.needs_grad(*arguments):
+        y = LayerNormTokenLinearFunction.apply(*arguments, eps, code, name)
+    else:
+        y, *_ = IMPLEMENTATIONS[name].layer_norm_token_linear_forward(*arguments, eps, code, _checks.autocasts(x))
+    return _checks.autocast(y)
 
 
 def token_mixing(
@@ -156,7 +164,9 @@ def token_mixing(
     ``y = x + weight2 @ act(weight1 @ LN(x) + bias1) + bias2``, where LN runs over the channels and both products over
     the tokens (arXiv 2105.01601). No transposed copy is made; backward keeps x and two numbers a token.
 
-    Under autocast ``x``, the weights and their biases are cast to its dtype; the parameters of the norm are not.
+    Under autocast ``y`` is of the dtype that it has in eager PyTorch. Where ``x`` is float32, that is float32: the op
+    runs in it then, and its products keep at least the digits of TF32. Otherwise the weights and their biases are cast
+    to autocast's dtype; the parameters of the norm never are.
 
     Args:
         x: tokens, (B, S, C), float32, float16, bfloat16 or float64, any strides.
@@ -191,7 +201,7 @@ def token_mixing(
         return reference.token_mixing(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation)
     arguments = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
     if not _checks.needs_grad(*arguments):
-        return IMPLEMENTATIONS[name].token_mixing_forward(*arguments, eps, code)[0]
+        return IMPLEMENTATIONS[name].token_mixing_forward(*arguments, eps, code, _checks.autocasts(x))[0]
     return TokenMixingFunction.apply(*arguments, eps, code, name)
 
 
@@ -210,7 +220,7 @@ def _check_tokens(
 ) -> tuple[torch.Tensor, Optional, Optional]:
     """Check x and the parameters of its norm; return them as the kernels take them."""
     _tokens.check_tokens(op, x)
-    x = _checks.autocast(x)
+    x = _checks.promote(x)
     norm_weight = _checks.check_channel_parameter(op, "norm_weight", norm_weight, x, x.shape[2])
     norm_bias = _checks.check_channel_parameter(op, "norm_bias", norm_bias, x, x.shape[2])
     if norm_weight is not None and norm_bias is not None and norm_bias.dtype != norm_weight.dtype:

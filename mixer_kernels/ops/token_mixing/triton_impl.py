@@ -35,10 +35,11 @@ def layer_norm_token_linear_forward(
     bias: torch.Tensor | None,
     eps: float,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``activation(weight @ LayerNorm(x) + bias)`` and the mean and rstd of each token."""
     with torch.cuda.device_of(x):
-        return _triton_launch.linear_forward(run, x, norm_weight, norm_bias, weight, bias, eps, activation)
+        return _triton_launch.linear_forward(run, x, norm_weight, norm_bias, weight, bias, eps, activation, allow_tf32)
 
 
 @opaque_op("layer_norm_token_linear_triton_bwd", _fake.backward)
@@ -52,11 +53,12 @@ def layer_norm_token_linear_backward(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, norm_weight, norm_bias, weight and bias; of an absent one, an empty tensor."""
     norm = Norm(mean, rstd, norm_weight, norm_bias)
     with torch.cuda.device_of(x):
-        return _triton_launch.linear_backward(run, dy, x, norm, weight, bias, activation)
+        return _triton_launch.linear_backward(run, dy, x, norm, weight, bias, activation, allow_tf32)
 
 
 @opaque_op("token_mixing_triton_fwd", _fake.token_mixing_forward)
@@ -70,11 +72,12 @@ def token_mixing_forward(
     bias2: torch.Tensor | None,
     eps: float,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``x + weight2 @ activation(weight1 @ LayerNorm(x) + bias1) + bias2`` and mean and rstd of each token."""
     with torch.cuda.device_of(x):
         return _triton_launch.mixing_forward(
-            run, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation
+            run, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, allow_tf32
         )
 
 
@@ -91,11 +94,12 @@ def token_mixing_backward(
     weight2: torch.Tensor,
     bias2: torch.Tensor | None,
     activation: int,
+    allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, norm_weight, norm_bias, weight1, bias1, weight2 and bias2; of an absent one, empty."""
     norm = Norm(mean, rstd, norm_weight, norm_bias)
     with torch.cuda.device_of(x):
-        return _triton_launch.mixing_backward(run, dy, x, norm, weight1, bias1, weight2, bias2, activation)
+        return _triton_launch.mixing_backward(run, dy, x, norm, weight1, bias1, weight2, bias2, activation, allow_tf32)
 
 
 # Shape of x, hidden units, activation, dtypes: the published sizes of Mixer-B/16 and S/32, a sequence too long for one
