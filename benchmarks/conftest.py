@@ -63,7 +63,7 @@ def measure_entry(benchmark: Any, entry: tuple[Group, Contender]) -> Callable[[]
     def run() -> None:
         arena, gate, copy = _prepare(group)
         call = arena.bind(contender)
-        gate.check(contender, call)
+        losses = gate.check(contender, call)
         arena.refresh()
         with group.mode():
             peak = memory.peak_bytes(call, DEVICE)
@@ -72,7 +72,8 @@ def measure_entry(benchmark: Any, entry: tuple[Group, Contender]) -> Callable[[]
             rounds = max(timing.MIN_ROUNDS, min(timing.MAX_ROUNDS, int(BUDGET_SECONDS / (iterations * estimate))))
             arena.refresh()
             benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1)
-        benchmark.extra_info |= race.describe(group) | _machine() | {"role": contender.role, "peak_bytes": peak}
+        benchmark.extra_info |= race.describe(group) | _machine()
+        benchmark.extra_info |= {"role": contender.role, "peak_bytes": peak, "losses": losses}
         # With --benchmark-disable there is no time, only the check.
         if benchmark.stats is not None:
             stats = benchmark.stats.stats

@@ -138,6 +138,6 @@ def _baselines(groups: list[dict[str, Any]]) -> str:
         contender["name"]
         for group in groups
         for contender in group["contenders"]
-        if contender["role"] == "pytorch" and contender["status"] == "ok"
+        if contender["role"] == "pytorch" and "median_ms" in contender
     )
     return "; ".join(names) or "PyTorch"

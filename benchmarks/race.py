@@ -10,7 +10,7 @@ from benchmarks.contest import CEILING, OURS, PYTORCH, Arena, Call, Contender, G
 from benchmarks.gate import Gate, WrongResultError
 from benchmarks.machine import Ceilings
 
-OK, WRONG, FAILED = "ok", "wrong", "failed"
+OK, LESS_ACCURATE, WRONG, FAILED = "ok", "less accurate", "wrong", "failed"
 
 
 def run(
@@ -18,7 +18,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure a group.
 
-    A contender whose result is wrong, or that raises, is not timed; if it is one of ours, nothing of the group is.
+    A contender whose result is wrong, or that raises, is not timed; if it is one of ours, nothing of the group is. One
+    of PyTorch that loses digits is timed, and its record says so.
 
     Args:
         group: what to measure.
@@ -38,9 +39,9 @@ def run(
         notify(f"{contender.name}: checking")
         record: dict[str, Any] = {"name": contender.name, "role": contender.role}
         call, record["status"], reason = _admit(contender, arena, gate)
-        if call is None:
+        if reason:
             record["reason"] = reason
-        else:
+        if call is not None:
             calls[contender.name] = call
             with group.mode():
                 record["peak_bytes"] = memory.peak_bytes(call, group.device)
@@ -113,14 +114,14 @@ def _admit(contender: Contender, arena: Arena, gate: Gate) -> tuple[Call | None,
         if contender.role == CEILING:
             with arena.group.mode():
                 call()
-        gate.check(contender, call)
+        losses = gate.check(contender, call)
     except WrongResultError as error:
         return None, WRONG, str(error)
     except Exception as error:
         # One of ours that raises fails the run; a baseline may need what this machine lacks, such as a compiler.
         first_line, _, _ = str(error).strip().partition("\n")
         return None, FAILED, f"{type(error).__name__}: {first_line}"
-    return call, OK, ""
+    return call, LESS_ACCURATE if losses else OK, losses
 
 
 def _add_percent(group: Group, records: list[dict[str, Any]], ceilings: Ceilings) -> None:

@@ -65,13 +65,23 @@ def details(groups: Sequence[dict[str, Any]]) -> str:
 
 
 def complaints(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line for every contender that was not timed."""
+    """Return a line for every contender that was not timed, or is less accurate than ours may be."""
     return [
         f"{label(group)}: {contender['name']} {contender['status']}: {contender['reason']}"
         for group in groups
         for contender in group["contenders"]
         if contender["status"] != "ok"
     ]
+
+
+def untimed(groups: Sequence[dict[str, Any]]) -> list[str]:
+    """Return, for each baseline that was not timed somewhere, where and why."""
+    places: dict[str, list[str]] = {}
+    for group in groups:
+        for record in group["contenders"]:
+            if record["role"] == "pytorch" and record["status"] in ("wrong", "failed"):
+                places.setdefault(f"{record['name']} ({record['status']})", []).append(label(group))
+    return [f"{name}: {'; '.join(where)}" for name, where in places.items()]
 
 
 def label(group: dict[str, Any]) -> str:

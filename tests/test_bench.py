@@ -35,6 +35,7 @@ from benchmarks import (
     result_files,
     run,
     shapes,
+    table,
     timing,
 )
 from benchmarks.contest import OURS, PYTORCH, Arena, Contender, Group, tensors
@@ -105,6 +106,25 @@ def test_wrong_baseline_is_left_out() -> None:
     assert "median_ms" not in record["contenders"][0]
     assert record["best_pytorch"] == "eager"
     assert race.is_right(record)
+    assert table.untimed([record]) == ["wrong (wrong): spatial_shift (2, 5, 6, 8) float32, forward"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_baseline_that_loses_digits_is_timed(dtype: torch.dtype) -> None:
+    def rough(role: str) -> dict[str, Any]:
+        def shift(x: torch.Tensor) -> torch.Tensor:
+            return bench_spatial_shift.reference.spatial_shift(x) * (1 + 4 * torch.finfo(dtype).eps)
+
+        return race.run(tiny_group("fwd", dtype, Contender("rough", role, lambda x: lambda: shift(x))), 0.0, CEILINGS)
+
+    record = rough(PYTORCH)
+    assert record["contenders"][0]["status"] == race.LESS_ACCURATE
+    assert "median_ms" in record["contenders"][0]
+    assert "rough less accurate: result 0: error" in table.complaints([record])[0]
+    assert table.untimed([record]) == []
+    # Of ours it is wrong.
+    record = rough(OURS)
+    assert record["contenders"][0]["status"] == race.WRONG
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -125,7 +145,7 @@ def test_spatial_shift_groups(which: str, dtype: torch.dtype) -> None:
 def test_depthwise_groups(which: str) -> None:
     group = bench_depthwise_conv2d.make_group("depthwise_conv2d", (2, 6, 9, 7, 5), torch.float32, which, CPU)
     record = race.run(without_compile(group), 0.0, CEILINGS)
-    # PyTorch's own in channels_last loses more digits than the gate allows.
+    # PyTorch's own in channels_last may lose more digits than ours.
     assert [contender["status"] for contender in record["contenders"] if contender["role"] == OURS] == ["ok", "ok"]
     assert record["best_pytorch"]
     results = list(tensors(group.exact(*group.make_inputs())))
