@@ -57,19 +57,13 @@ struct LaneOutputs {
   Vector<acc_type<out_t>> bias;
 };
 
-// What is asked for while products run.
-struct LanesAhead {
-  const char* data;
-  int64_t row_step, column_step;
-};
-
 // kBlockRows rows of kVectors outputs under kTaps rows of the kernel, added to `out` if `accumulate`. rows: of the
 // inputs that are not padding. offsets: where the first output finds its inputs, for each tap of a row; weight: (taps,
 // kernel_rows, lanes).
 template <typename operand_t, typename out_t, int kTaps, int kVectors>
 void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, Range rows, const int64_t* offsets, Range taps,
                          const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate,
-                         const LaneOutputs<out_t>& out, const LanesAhead& ahead) {
+                         const LaneOutputs<out_t>& out, const Ahead& ahead) {
   using acc_t = acc_type<operand_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   Vector<acc_t> acc[kBlockRows][kVectors];
@@ -78,8 +72,7 @@ void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, Range row
       [&](int64_t tap) { return weight + tap * kernel_rows * lanes; },
       [](const unit_type<operand_t>* column, int row) { return load(column + row * lanes); },
       // Into the second-level cache: pixels of a column would push each other out of the first.
-      [&](int64_t row, int p) { __builtin_prefetch(ahead.data + row * ahead.row_step + p * ahead.column_step, 0, 2); },
-      acc);
+      [&](int64_t row, int p) { __builtin_prefetch(ahead.at(row, p), 0, 2); }, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
@@ -172,7 +165,7 @@ class LaneConvolution {
     const int64_t size = sizeof(scalar_t), row_step = c_.dilation.h * inputs.row_step();
     const auto* const ahead = reinterpret_cast<const char*>(
         c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin));
-    const LanesAhead lines{ahead, c_.x.row_step * size, c_.x.column_step * size};
+    const Ahead lines{ahead, c_.x.row_step * size, c_.x.column_step * size};
     const int64_t above = c_.offset.h - (tile.row + row) * c_.stride.h, height = (c_.in.h - 1) * c_.spread.h + 1;
     for (const KernelPart& part : parts_) {
       const auto* const x = inputs.row(row * c_.stride.h + part.row * c_.dilation.h) + begin * lanes;

@@ -65,14 +65,6 @@ void finish_rows(const Epilogue<scalar_t>& e, Activation activation, int64_t cha
   });
 }
 
-// Calls f(channel, row) for the first rows of the steps of every channel of a tile.
-template <typename F>
-void for_steps(const TileOfMap& tile, int64_t step, const F& f) {
-  for (int64_t channel = 0; channel < tile.channels; ++channel) {
-    for (int64_t row = 0; row < tile.rows; row += step) f(channel, row);
-  }
-}
-
 // Parallel over tiles of planes, or of blocks of planes where the channels of the map are side by side.
 template <typename scalar_t, typename Convolution>
 void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
@@ -100,34 +92,40 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
       next = grid[task_at(std::min(index + 1, end - 1))];
       convolution.inputs().fill_tile(tile);
       if (residual) residual->fill(e.residual, c.out, tile, tile.row, tile.column, tile.rows);
-      for_steps(tile, convolution.step(), [&](int64_t step_channel, int64_t row) {
-        const int64_t channel = tile.channel + step_channel, rows = std::min(convolution.step(), tile.rows - row);
+      for (int64_t of_tile = 0; of_tile < tile.channels; ++of_tile) {
+        const int64_t channel = tile.channel + of_tile, step = convolution.step();
         const float* const bias = e.bias == nullptr ? nullptr : e.bias + channel;
         const PlaneRows<scalar_t> to =
-            across
-                ? PlaneRows<scalar_t>{reinterpret_cast<scalar_t*>(finished.get()) + step_channel * plane + row * pitch,
-                                      pitch}
-                : PlaneRows<scalar_t>{y.pixel(tile.image, channel, tile.row + row, tile.column), y.row_step};
+            across ? PlaneRows<scalar_t>{reinterpret_cast<scalar_t*>(finished.get()) + of_tile * plane, pitch}
+                   : PlaneRows<scalar_t>{y.pixel(tile.image, channel, tile.row, tile.column), y.row_step};
+        int64_t row = 0;
         if constexpr (Convolution::kMakesElements) {
-          if (direct && convolution.makes_elements() && tile.columns == pitch && rows == convolution.step()) {
-            return convolution.run(tile, step_channel, row, to.data, to.step, next, bias == nullptr ? 0 : *bias);
+          if (direct && convolution.makes_elements() && tile.columns == pitch) {
+            const int64_t steps = tile.rows / step;
+            convolution.run(tile, of_tile, 0, steps, to.data, to.step, next, bias == nullptr ? 0 : *bias);
+            row = steps * step;
           }
         }
-        float* const out = values.get() + row * pitch;
-        convolution.run(tile, step_channel, row, out, pitch, next);
-        PlaneRows<const scalar_t> past;
-        if (residual) {
-          past = {reinterpret_cast<const scalar_t*>(residual->window(step_channel, 0)) + row * pitch, pitch};
-        } else if (e.residual.data != nullptr) {
-          past = {e.residual.pixel(tile.image, channel, tile.row + row, tile.column), e.residual.row_step};
+        // A step at a time, so that outputs leave while products run.
+        for (; row < tile.rows; row += step) {
+          float* const out = values.get() + row * pitch;
+          convolution.run(tile, of_tile, row, 1, out, pitch, next);
+          PlaneRows<const scalar_t> past;
+          if (residual) {
+            past = {reinterpret_cast<const scalar_t*>(residual->window(of_tile, 0)) + row * pitch, pitch};
+          } else if (e.residual.data != nullptr) {
+            past = {e.residual.pixel(tile.image, channel, tile.row + row, tile.column), e.residual.row_step};
+          }
+          const int64_t rows = std::min(step, tile.rows - row);
+          finish_rows(e, activation, channel, past, {out, pitch}, rows, across ? pitch : tile.columns,
+                      {to.row(row), to.step});
+          if (moments.mean == nullptr) continue;
+          activate_stored<scalar_t>(e.activation, out, rows * pitch, broadcast(bias == nullptr ? 0.0f : *bias));
         }
-        finish_rows(e, activation, channel, past, {out, pitch}, rows, across ? pitch : tile.columns, to);
-        if (moments.mean == nullptr) return;
-        activate_stored<scalar_t>(e.activation, out, rows * pitch, broadcast(bias == nullptr ? 0.0f : *bias));
-        if (row + rows < tile.rows) return;
-        const int64_t at = task_at(index) * grid.block() + step_channel;
+        if (moments.mean == nullptr) continue;
+        const int64_t at = task_at(index) * grid.block() + of_tile;
         plane_moments(values.get(), pitch, tile, moments.mean + at, moments.deviations + at);
-      });
+      }
       if (across) store_across(finished.get(), plane, pitch, tile, y);
     }
     Convolution::release();

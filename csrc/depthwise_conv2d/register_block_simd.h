@@ -21,17 +21,16 @@ int64_t unit_column(int64_t tap, int64_t columns) {
 template <typename operand_t, typename scalar_t, typename Weight, typename F>
 void for_kernel_units(const Correlation<scalar_t>& c, const Weight& weight, const F& f) {
   const Extent kernel = c.kernel;
-  const auto at = [&](int64_t kh, int64_t kw) {
-    const int64_t index = kh * kernel.w + kw;
-    return weight(c.flipped ? kernel.h * kernel.w - 1 - index : index);
-  };
+  // A flipped kernel begins with its last weight.
+  const int64_t first = c.flipped ? kernel.h * kernel.w - 1 : 0, next = c.flipped ? -1 : 1;
   for (int64_t tap = 0; tap < units<operand_t>(kernel.w); ++tap) {
     const int64_t kw = unit_column<operand_t>(tap, kernel.w);
-    for (int64_t kh = 0; kh < kernel.h; ++kh) {
-      auto unit = at(kh, kw);
+    int64_t index = first + next * kw;
+    for (int64_t kh = 0; kh < kernel.h; ++kh, index += next * kernel.w) {
+      auto unit = weight(index);
       if constexpr (kUnitDepth<operand_t> == 2) {
         const bool repeated = kw < tap * 2;
-        unit = (repeated ? decltype(unit){} : unit) | at(kh, kw + 1) << 16;
+        unit = (repeated ? decltype(unit){} : unit) | weight(index + next) << 16;
       }
       f(unit);
     }
@@ -65,6 +64,14 @@ struct Range {
   int64_t begin, end;
 
   bool has(int64_t index) const { return static_cast<uint64_t>(index - begin) < static_cast<uint64_t>(end - begin); }
+};
+
+// What is asked for while products run: something for each row and vector, or pixel, of a block.
+struct Ahead {
+  const char* data;
+  int64_t row_step, column_step;
+
+  const char* at(int64_t row, int64_t column) const { return data + row * row_step + column * column_step; }
 };
 
 // Adds the products of one column of kTaps rows of the kernel. in: where the block's first row finds its inputs, of

@@ -1,27 +1,37 @@
 // Convolutions of planes, rows of outputs in registers: stride and dilation 1. In float32, or of bfloat16 pairs.
 // Compiled once for each instruction set by foreach_isa.h after plane_tiles_simd.h, inside a namespace.
 
-// Adds kTaps rows of the kernel, `taps` of each, to a block whose inputs are not padding in `rows`. offsets: where the
-// first output finds its inputs, for each tap of a row; weight: (taps, KH). The bias last: a sum that begins with it is
-// rounded at its size. Meanwhile as many rows as outputs come into the cache from `ahead`.
+// Adds kTaps rows of the kernel, `taps` of each, to a grid of blocks, whose first row has inputs that are not padding
+// in `rows`. offsets: where the first output finds its inputs, for each tap of a row; weight: (taps, KH). The bias
+// last: a sum that begins with it is rounded at its size. Meanwhile as many rows as outputs come into the cache from
+// `ahead`.
 template <typename operand_t, typename out_t, int kTaps, int kVectors>
-void convolve_rows(const unit_type<operand_t>* x, int64_t width, Range rows, const int64_t* offsets, int64_t taps,
-                   const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, float bias, out_t* out,
-                   int64_t pitch, const PlaneRows<const char>& ahead) {
+void convolve_rows(const unit_type<operand_t>* x, int64_t width, Range rows, Extent blocks, const int64_t* offsets,
+                   int64_t taps, const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, float bias,
+                   out_t* out, int64_t pitch, Ahead ahead) {
   using unit_t = unit_type<operand_t>;
-  Vector<float> acc[kBlockRows][kVectors];
-  convolve_block<operand_t, kTaps, kVectors>(
-      {0, taps}, [&](int64_t tap) { return x + offsets[tap]; }, width, rows,
-      [&](int64_t tap) { return weight + tap * kernel_rows; },
-      [](const unit_t* column, int row) { return broadcast(column[row]); },
-      [&](int64_t row, int v) { __builtin_prefetch(ahead.row(row) + v * kVectorBytes); }, acc);
+  for (int64_t h = 0; h < blocks.h; ++h) {
+    for (int64_t w = 0; w < blocks.w; ++w) {
+      const int64_t column = w * kVectors * kLanes<float>;
+      Vector<float> acc[kBlockRows][kVectors];
+      convolve_block<operand_t, kTaps, kVectors>(
+          {0, taps}, [&](int64_t tap) { return x + column + offsets[tap]; }, width, rows,
+          [&](int64_t tap) { return weight + tap * kernel_rows; },
+          [](const unit_t* column, int row) { return broadcast(column[row]); },
+          [&](int64_t row, int v) { __builtin_prefetch(ahead.at(row, w * kVectors + v)); }, acc);
 #pragma GCC unroll 8
-  for (int r = 0; r < kBlockRows; ++r) {
+      for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      out_t* const to = out + r * pitch + v * kLanes<float>;
-      store_acc(to, (accumulate ? load_as_acc(to) + acc[r][v] : acc[r][v]) + bias);
+        for (int v = 0; v < kVectors; ++v) {
+          out_t* const to = out + r * pitch + column + v * kLanes<float>;
+          store_acc(to, (accumulate ? load_as_acc(to) + acc[r][v] : acc[r][v]) + bias);
+        }
+      }
     }
+    x += kBlockRows * width;
+    rows = {rows.begin - kBlockRows, rows.end - kBlockRows};
+    out += kBlockRows * pitch;
+    ahead.data = ahead.at(kBlockRows, 0);
   }
 }
 
@@ -61,11 +71,11 @@ class RowConvolution {
   static constexpr bool kMakesElements = std::is_same_v<scalar_t, operand_t>;
   bool makes_elements() const { return std::is_same_v<scalar_t, float> || (kMakesElements && parts_.size() == 1); }
 
-  // One step of the outputs of a channel of the tile, from row `row` on; rows of `out` are `pitch` apart. next: the
+  // Some steps of the outputs of a channel of the tile, from row `row` on; rows of `out` are `pitch` apart. next: the
   // tile to come.
   template <typename out_t>
-  void run(const TileOfMap& tile, int64_t channel, int64_t row, out_t* out, int64_t pitch, const TileOfMap& next,
-           float bias = 0) {
+  void run(const TileOfMap& tile, int64_t channel, int64_t row, int64_t steps, out_t* out, int64_t pitch,
+           const TileOfMap& next, float bias = 0) {
     set_kernel(tile.channel + channel);
     const int64_t above = c_.offset.h - tile.row - row;
     const unit_t* x;
@@ -75,19 +85,26 @@ class RowConvolution {
     } else {
       x = x_.window(channel, 0) + row * x_.width();
     }
-    const scalar_t* const ahead = c_.x.pixel(next.image, next.channel, next.row + row, next.column);
-    const int64_t ahead_step = c_.x.row_step * static_cast<int64_t>(sizeof(scalar_t));
+    const int64_t size = sizeof(scalar_t), lanes = kLanes<float>;
+    const auto* const next_row =
+        reinterpret_cast<const char*>(c_.x.pixel(next.image, next.channel, next.row + row, next.column));
+    const Ahead ahead{next_row, c_.x.row_step * size, lanes * size};
+    // Blocks of kBlockVectors, and one that is narrower.
+    const int64_t vectors = pitch_ / lanes, whole = vectors / kBlockVectors, rest = vectors % kBlockVectors;
     for (const KernelPart& part : parts_) {
       const Range inside = {above - part.row, above - part.row + c_.in.h};
       const unit_t* const weight = weight_.get() + part.column * c_.kernel.h + part.row;
-      for (int64_t at = 0; at < pitch_; at += kBlockVectors * kLanes<float>) {
-        const int64_t vectors = std::min<int64_t>(kBlockVectors, (pitch_ - at) / kLanes<float>);
-        convolve_rows_of<operand_t, out_t>(part.rows, vectors,
+      const auto convolve = [&](int64_t first, int64_t width, int64_t count) {
+        if (count == 0) return;
+        convolve_rows_of<operand_t, out_t>(part.rows, width,
                                            std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
-            x + part.row * x_.width() + at, x_.width(), inside, offsets_.data() + part.column, part.columns, weight,
-            c_.kernel.h, &part != &parts_.front(), &part == &parts_.back() ? bias : 0, out + at, pitch,
-            {reinterpret_cast<const char*>(ahead + at), ahead_step});
-      }
+            x + part.row * x_.width() + first * lanes, x_.width(), inside, {steps, count},
+            offsets_.data() + part.column, part.columns, weight, c_.kernel.h, &part != &parts_.front(),
+            &part == &parts_.back() ? bias : 0, out + first * lanes, pitch,
+            {ahead.at(0, first), ahead.row_step, ahead.column_step});
+      };
+      convolve(0, kBlockVectors, whole);
+      convolve(whole * kBlockVectors, rest, rest > 0);
     }
   }
 
