@@ -9,6 +9,8 @@ import torch
 from torch._C._functorch import get_interpreter_stack, get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
+from mixer_kernels.ops._opaque_op import constant_while_tracing
+
 _FORWARD_MODE = "forward mode"
 FLOATING_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -163,7 +165,7 @@ def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> t
 
 
 # torch.compile calls it while it traces, inside of the transforms that it traces, and compiles again where they change.
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def _transforms() -> tuple[str, ...]:
     """Return the transforms of torch.func that are under way, such as "Grad" or "Vmap", and forward mode."""
     stack, level = get_interpreter_stack(), forward_ad._current_level

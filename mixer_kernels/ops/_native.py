@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from mixer_kernels.ops._opaque_op import constant_while_tracing
+
 
 def _load() -> tuple[ModuleType | None, str | None]:
     # The import registers every op of csrc/ with PyTorch's dispatcher.
@@ -67,7 +69,7 @@ def why_not(device: torch.device, dtype: torch.dtype | None = None) -> str | Non
 
 
 # torch.compile cannot trace what it asks; the answer is the same for the whole process.
-@torch.compiler.assume_constant_result
+@constant_while_tracing
 def _has_code_for(device: torch.device) -> bool:
     # Fake tensors may be on a device that is not there.
     return not torch.cuda.is_available() or runs_on(_cuda_archs, *torch.cuda.get_device_capability(device))

@@ -1,12 +1,23 @@
-"""Functions that tracing must not enter, behind PyTorch's dispatcher: those that launch Triton kernels, above all."""
+"""Functions that tracing must not enter: behind PyTorch's dispatcher, those that launch Triton kernels above all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._compile import _disable_dynamo
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_while_tracing(function: Function) -> Function:
+    """Make Dynamo call a function while it traces, and take what it returns for a constant.
+
+    As ``torch.compiler.assume_constant_result``, which imports Dynamo: that takes longer than all else here.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def opaque_op(
