@@ -445,7 +445,13 @@ def test_bad_arguments(device):
     refuses(TypeError, "x must have dtype .*, got torch.int64", x.long(), *parameters)
     refuses(ValueError, r"x must have 3 dimensions \(B, S, C\), got shape \(5, 6\)", x[0], *parameters)
     refuses(ValueError, r"x must have at least one token and one channel, got shape \(2, 0, 6\)", x[:, :0], *parameters)
-    refuses(ValueError, r"norm_weight must have shape \(6,\), got shape \(5,\)", x, norm_weight[:5], *parameters[1:])
+    refuses(
+        ValueError,
+        r"norm_weight must have shape \(6,\), got shape \(5,\) for x of shape \(2, 5, 6\)",
+        x,
+        norm_weight[:5],
+        *parameters[1:],
+    )
     refuses(
         ValueError,
         r"weight1 must have shape \(D, 5\), got shape \(5, 7\)",

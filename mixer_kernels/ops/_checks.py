@@ -32,8 +32,8 @@ def check_dims(op: str, name: str, value: torch.Tensor, dims: str) -> None:
         raise ValueError(f"{op}: {name} must have {count} dimensions {dims}, got shape {tuple(value.shape)}")
 
 
-def check_shape(op: str, name: str, value: torch.Tensor, shape: Sequence[int | str]) -> None:
-    """Raise ValueError unless ``value`` has this shape; a string stands for any size."""
+def check_shape(op: str, name: str, value: torch.Tensor, shape: Sequence[int | str], x: torch.Tensor) -> None:
+    """Raise ValueError unless ``value`` has this shape, which goes with x's; a string stands for any size."""
     if value.shape == shape:  # nearly always, and the quickest to see
         return
     fits = value.dim() == len(shape) and all(
@@ -41,7 +41,9 @@ def check_shape(op: str, name: str, value: torch.Tensor, shape: Sequence[int | s
     )
     if not fits:
         wanted = ", ".join(str(size) for size in shape) + ("," if len(shape) == 1 else "")
-        raise ValueError(f"{op}: {name} must have shape ({wanted}), got shape {tuple(value.shape)}")
+        # Which of the two is wrong, only the caller knows.
+        shapes = f"got shape {tuple(value.shape)} for x of shape {tuple(x.shape)}"
+        raise ValueError(f"{op}: {name} must have shape ({wanted}), {shapes}")
 
 
 def check_device(op: str, name: str, value: torch.Tensor, x: torch.Tensor) -> None:
@@ -66,7 +68,7 @@ def check_operand(op: str, name: str, value: torch.Tensor, shape: Sequence[int |
     if isinstance(value, torch.Tensor) and value.dtype == x.dtype and value.shape == shape and value.device == x.device:
         return value
     check_tensor(op, name, value)
-    check_shape(op, name, value, shape)
+    check_shape(op, name, value, shape, x)
     if autocasts(value) and autocasts(x):
         value = value.to(x.dtype)
     check_like(op, name, value, x)
@@ -83,7 +85,7 @@ def check_channel_parameter(
     if value is None:
         return None
     check_tensor(op, name, value)
-    check_shape(op, name, value, (channels,))
+    check_shape(op, name, value, (channels,), x)
     check_device(op, name, value, x)
     if value.dtype not in (x.dtype, torch.float32):
         if autocasts(value):

@@ -109,6 +109,6 @@ def why_not(device: torch.device) -> dict[str, str | None]:
 def _channel_parameter(op: str, name: str, parameter: Optional, x: torch.Tensor) -> Optional:
     """Check a parameter of the channels; return it as the kernels take it, (C,) and contiguous."""
     if isinstance(parameter, torch.Tensor) and parameter.dim() == 3:
-        _checks.check_shape(op, name, parameter, (1, 1, x.shape[2]))
+        _checks.check_shape(op, name, parameter, (1, 1, x.shape[2]), x)
         parameter = parameter.reshape(-1)
     return _checks.check_channel_parameter(op, name, parameter, x, x.shape[2])
