@@ -6,22 +6,18 @@ import copy
 
 import pytest
 import torch
+from test_integration import BYPASSED, results
 from torch import nn
 
 import mixer_kernels
 from mixer_kernels import reference
 
 # name -> (arguments, shape of an input)
-LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "TokenMixing": ((12, 10), (2, 10, 12)),
+LAYERS = {name: (arguments, shape) for name, (arguments, shape, _) in BYPASSED.items()} | {
     "ChannelMixing": ((12,), (2, 10, 12)),
-    "MixerBlock": ((12, 10), (2, 10, 12)),
     "Affine": ((12,), (2, 10, 12)),
-    "AffineTokenLinear": ((12, 10), (2, 10, 12)),
-    "ResMLPBlock": ((12, 10), (2, 10, 12)),
     "SpatialShift": ((), (2, 5, 6, 8)),
     "SplitAttention": ((8,), (2, 3, 5, 6, 8)),
-    "S2Attention": ((8,), (2, 5, 6, 8)),
     "S2Block": ((8,), (2, 5, 6, 8)),
     "DepthwiseConv2d": ((8, 5), (2, 8, 7, 6)),
     "ConvMixerLayer": ((8, 5), (2, 8, 7, 6)),
@@ -29,13 +25,6 @@ LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 # The ratio of two errors of a few elements is luck.
 DRAWS = 16
-
-
-def results(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """Return the output, and the gradients of the input and of every parameter."""
-    x = x.clone().requires_grad_()
-    y = layer(x)
-    return [y.detach(), *torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -54,7 +43,6 @@ def test_layers_are_their_references(device: str, backend: str, name: str, dtype
             actual, expected = results(ours, x), results(eager, x)
         assert [value.dtype for value in actual] == [value.dtype for value in expected]
         for sums, values in zip(errors, (actual, expected), strict=True):
-            sums += torch.stack(
-                [((v - truth).norm() / truth.norm()) ** 2 for v, truth in zip(values, exact, strict=True)]
-            )
+            for i, (value, truth) in enumerate(zip(values, exact, strict=True)):
+                sums[i] += ((value - truth).norm() / truth.norm()).item() ** 2
     assert (errors[0] <= 4 * errors[1]).all()

@@ -51,6 +51,8 @@ CASES = (
     ((1, 16, 20, 17), (5, 51), {}),
     ((3, 30, 7, 22), (1, 9), {}),
     ((2, 3, 16, 32), (31, 31), {}),
+    # With AVX2: two vectors and one more, several blocks of rows and a part of one, a kernel in parts.
+    ((1, 3, 22, 24), (31, 31), {}),
     ((2, 150, 11, 13), (5, 5), {}),
 )
 # Layouts: name -> how to turn a contiguous (B, C, H, W) tensor into one of the same values.
@@ -403,7 +405,7 @@ def test_float64_is_exact(activation):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(dtype, isa):
     for (sizes, kernel, options), arrange in itertools.product(
-        (*CASES[1:19:3], CASES[11], CASES[17], CASES[-1]), (torch.clone, LAYOUTS["channels_last"])
+        (*CASES[1:19:3], CASES[11], CASES[17], *CASES[-2:]), (torch.clone, LAYOUTS["channels_last"])
     ):
 
         def whole(sizes: Any = sizes, kernel: Any = kernel, options: Any = options) -> Tensors:
