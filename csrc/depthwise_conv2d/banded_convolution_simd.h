@@ -28,9 +28,8 @@ class BandedConvolution {
 
   int64_t pitch() const { return whole_vectors<uint16_t>(windows_ * columns_); }
   int64_t rows() const { return c_.tile.h; }
-  int64_t step() const { return c_.tile.h; }
 
-  void run(const TileOfMap& tile, int64_t channel, int64_t, int64_t, float* out, int64_t pitch, const TileOfMap& next) {
+  void run(const TileOfMap& tile, int64_t channel, float* out, int64_t pitch, const TileOfMap& next) {
     set_kernel(tile.channel + channel);
     for (int64_t w = 0; w < windows_; ++w) {
       // A share of the next tile's rows for each window.

@@ -93,36 +93,27 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
       convolution.inputs().fill_tile(tile);
       if (residual) residual->fill(e.residual, c.out, tile, tile.row, tile.column, tile.rows);
       for (int64_t of_tile = 0; of_tile < tile.channels; ++of_tile) {
-        const int64_t channel = tile.channel + of_tile, step = convolution.step();
-        const float* const bias = e.bias == nullptr ? nullptr : e.bias + channel;
+        const int64_t channel = tile.channel + of_tile;
+        const float bias = e.bias == nullptr ? 0 : e.bias[channel];
         const PlaneRows<scalar_t> to =
             across ? PlaneRows<scalar_t>{reinterpret_cast<scalar_t*>(finished.get()) + of_tile * plane, pitch}
                    : PlaneRows<scalar_t>{y.pixel(tile.image, channel, tile.row, tile.column), y.row_step};
-        int64_t row = 0;
         if constexpr (Convolution::kMakesElements) {
-          if (direct && convolution.makes_elements() && tile.columns == pitch) {
-            const int64_t steps = tile.rows / step;
-            convolution.run(tile, of_tile, 0, steps, to.data, to.step, next, bias == nullptr ? 0 : *bias);
-            row = steps * step;
+          if (direct && convolution.makes_elements(tile)) {
+            convolution.run(tile, of_tile, to.data, to.step, next, bias);
+            continue;
           }
         }
-        // A step at a time, so that outputs leave while products run.
-        for (; row < tile.rows; row += step) {
-          float* const out = values.get() + row * pitch;
-          convolution.run(tile, of_tile, row, 1, out, pitch, next);
-          PlaneRows<const scalar_t> past;
-          if (residual) {
-            past = {reinterpret_cast<const scalar_t*>(residual->window(of_tile, 0)) + row * pitch, pitch};
-          } else if (e.residual.data != nullptr) {
-            past = {e.residual.pixel(tile.image, channel, tile.row + row, tile.column), e.residual.row_step};
-          }
-          const int64_t rows = std::min(step, tile.rows - row);
-          finish_rows(e, activation, channel, past, {out, pitch}, rows, across ? pitch : tile.columns,
-                      {to.row(row), to.step});
-          if (moments.mean == nullptr) continue;
-          activate_stored<scalar_t>(e.activation, out, rows * pitch, broadcast(bias == nullptr ? 0.0f : *bias));
+        convolution.run(tile, of_tile, values.get(), pitch, next);
+        PlaneRows<const scalar_t> past;
+        if (residual) {
+          past = {reinterpret_cast<const scalar_t*>(residual->window(of_tile, 0)), pitch};
+        } else if (e.residual.data != nullptr) {
+          past = {e.residual.pixel(tile.image, channel, tile.row, tile.column), e.residual.row_step};
         }
+        finish_rows(e, activation, channel, past, {values.get(), pitch}, tile.rows, across ? pitch : tile.columns, to);
         if (moments.mean == nullptr) continue;
+        activate_stored<scalar_t>(e.activation, values.get(), tile.rows * pitch, broadcast(bias));
         const int64_t at = task_at(index) * grid.block() + of_tile;
         plane_moments(values.get(), pitch, tile, moments.mean + at, moments.deviations + at);
       }

@@ -62,32 +62,32 @@ class RowConvolution {
 
   auto& inputs() { return x_; }
 
-  // Of the outputs, which are made `step()` rows at a time: a last step may make more than the tile has.
+  // Of the outputs, which are made kBlockRows rows at a time: the last may be more than the tile has.
   int64_t pitch() const { return pitch_; }
   int64_t rows() const { return rows_; }
-  int64_t step() const { return kBlockRows; }
 
-  // Whether outputs may be elements of the map, not only accumulators.
+  // Whether outputs of a tile may be elements of the map, not only accumulators.
   static constexpr bool kMakesElements = std::is_same_v<scalar_t, operand_t>;
-  bool makes_elements() const { return std::is_same_v<scalar_t, float> || (kMakesElements && parts_.size() == 1); }
+  bool makes_elements(const TileOfMap& tile) const {
+    const bool whole = tile.columns == pitch_ && tile.rows % kBlockRows == 0;
+    return whole && (std::is_same_v<scalar_t, float> || parts_.size() == 1);
+  }
 
-  // Some steps of the outputs of a channel of the tile, from row `row` on; rows of `out` are `pitch` apart. next: the
-  // tile to come.
+  // The outputs of a channel of the tile, in rows that are `pitch` apart. next: the tile to come.
   template <typename out_t>
-  void run(const TileOfMap& tile, int64_t channel, int64_t row, int64_t steps, out_t* out, int64_t pitch,
-           const TileOfMap& next, float bias = 0) {
+  void run(const TileOfMap& tile, int64_t channel, out_t* out, int64_t pitch, const TileOfMap& next, float bias = 0) {
     set_kernel(tile.channel + channel);
-    const int64_t above = c_.offset.h - tile.row - row;
+    const int64_t above = c_.offset.h - tile.row, steps = (tile.rows + kBlockRows - 1) / kBlockRows;
     const unit_t* x;
     if constexpr (kDepth == 2) {
-      if (row == 0) pair_columns(channel, above);
-      x = pairs_.get() + row * x_.width();
+      pair_columns(channel, above);
+      x = pairs_.get();
     } else {
-      x = x_.window(channel, 0) + row * x_.width();
+      x = x_.window(channel, 0);
     }
     const int64_t size = sizeof(scalar_t), lanes = kLanes<float>;
     const auto* const next_row =
-        reinterpret_cast<const char*>(c_.x.pixel(next.image, next.channel, next.row + row, next.column));
+        reinterpret_cast<const char*>(c_.x.pixel(next.image, next.channel, next.row, next.column));
     const Ahead ahead{next_row, c_.x.row_step * size, lanes * size};
     // Blocks of kBlockVectors, and one that is narrower.
     const int64_t vectors = pitch_ / lanes, whole = vectors / kBlockVectors, rest = vectors % kBlockVectors;
