@@ -23,23 +23,24 @@ inline Vector<float> exp(const Vector<float> any) {
   return any == any ? (vec)((ints)p + ((ints)shifted << 23)) : any;
 }
 
-// erf as x P(x^2) / Q(x^2), off by 2e-8 before rounding; from 3.92 on it is 1 in float32.
-inline Vector<float> erf(Vector<float> x) {
+// The standard normal distribution function as 1/2 + z P(z^2) / Q(z^2), off by 1e-8 before rounding; from 5.544 on it
+// is 0 or 1 in float32.
+inline Vector<float> unrounded_normal_cdf(Vector<float> z) {
   using vec = Vector<float>;
-  const vec square = x * x;
-  vec p = square * 2.05005968e-6f + 2.84864811e-4f;
-  p = p * square + 3.76516188e-3f;
-  p = p * square + 5.27472857e-2f;
-  p = p * square + 1.90396960e-1f;
-  p = p * square + 1.12837915f;
-  vec q = square * 3.80904912e-5f + 1.16241096e-3f;
-  q = q * square + 1.49683084e-2f;
-  q = q * square + 1.14105020e-1f;
-  q = q * square + 5.02067656e-1f;
+  const vec square = z * z;
+  vec p = square * 2.26501735e-8f + 6.29468249e-6f;
+  p = p * square + 1.66398219e-4f;
+  p = p * square + 4.66224543e-3f;
+  p = p * square + 3.36577454e-2f;
+  p = p * square + 3.98942274e-1f;
+  vec q = square * 1.19032785e-6f + 7.26506850e-5f;
+  q = q * square + 1.87103855e-3f;
+  q = q * square + 2.85262550e-2f;
+  q = q * square + 2.51033828e-1f;
   q = q * square + 1.0f;
-  const vec inside = x * p / q;
-  const vec low = x <= -3.92f ? broadcast(-1.0f) : inside;
-  return x >= 3.92f ? broadcast(1.0f) : low;
+  const vec inside = z * p / q + 0.5f;
+  const vec low = z <= -5.544f ? vec{} : inside;
+  return z >= 5.544f ? broadcast(1.0f) : low;
 }
 
 inline Vector<double> exp(Vector<double> x) {
@@ -47,9 +48,9 @@ inline Vector<double> exp(Vector<double> x) {
   return x;
 }
 
-inline Vector<double> erf(Vector<double> x) {
-  for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = std::erf(x[i]);
-  return x;
+inline Vector<double> unrounded_normal_cdf(Vector<double> z) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) z[i] = std::erf(z[i] * 0.70710678118654752440) * 0.5 + 0.5;
+  return z;
 }
 
 #if defined(MIXER_KERNELS_ISA_AMX)
@@ -92,7 +93,7 @@ inline Vector<T> normal_cdf(Vector<T> z) {
     const Vector<T> cdf = inside * sum + 0.5f;
     return z < -4.25f ? Vector<T>{} : cdf;
   } else {
-    return erf(z * T(0.70710678118654752440)) * T(0.5) + T(0.5);
+    return unrounded_normal_cdf(z);
   }
 }
 
