@@ -280,8 +280,8 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     LaneConvolution<scalar_t, operand_t> convolution(c, kernels);
     const bool soon = across && step > 1 && convolution.is_single(), direct = soon && !kept && e.is_only_bias();
-    // Outputs leave as soon as they are made, a few at a time, if that does not bring the weights of parts anew.
-    const int64_t few = soon ? 2 * kBlockVectors : c.tile.w;
+    // Outputs leave soon after they are made, 4 KiB at a time, if that does not bring the weights of parts anew.
+    const int64_t few = soon ? 4096 / (kBlockRows * kVectorBytes) : c.tile.w;
     const int64_t size = (c.tile.h + step - 1) / step * step * c.tile.w * lanes;
     const Scratch<acc_t> values(kept ? group * size : step * c.tile.w * lanes), room(c.tile.w * lanes);
     for (int64_t index = begin; index < end; ++index) {
