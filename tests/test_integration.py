@@ -377,6 +377,48 @@ def test_layers_export(backend: str, name: str) -> None:
     torch.testing.assert_close(program.module()(x), fused(x))
 
 
+# name -> (the function that is called in the traced layer, how to build it, shape of its input).
+TRACED: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
+    "SpatialShift": ("spatial_shift", lambda: mixer_kernels.SpatialShift(), (2, 5, 6, 8)),
+    "S2Block": ("shifted_split_attention", lambda: mixer_kernels.S2Block(8), (2, 5, 6, 8)),
+    "TokenMixing": ("token_mixing", lambda: mixer_kernels.TokenMixing(12, 10), (2, 10, 12)),
+    "MixerBlock": ("token_mixing", lambda: mixer_kernels.MixerBlock(12, 10), (2, 10, 12)),
+    "AffineTokenLinear": ("affine_token_linear", lambda: mixer_kernels.AffineTokenLinear(12, 10), (2, 10, 12)),
+    "ResMLPBlock": ("affine_token_linear", lambda: mixer_kernels.ResMLPBlock(12, 10), (2, 10, 12)),
+    "folded ResMLPBlock": (
+        "affine_token_linear",
+        lambda: mixer_kernels.fuse(mixer_kernels.ResMLPBlock(12, 10).eval()).requires_grad_(),
+        (2, 10, 12),
+    ),
+    "DepthwiseConv2d": ("depthwise_conv2d", lambda: mixer_kernels.DepthwiseConv2d(8, 5), (2, 8, 7, 6)),
+    "padded DepthwiseConv2d": (
+        "depthwise_conv2d",
+        lambda: mixer_kernels.DepthwiseConv2d(8, 5, padding=2, padding_mode="reflect"),
+        (2, 8, 7, 6),
+    ),
+    "ConvMixerLayer": ("depthwise_conv2d", lambda: mixer_kernels.ConvMixerLayer(8, 5), (2, 8, 7, 6)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", TRACED)
+def test_symbolic_tracing_takes_ops_as_they_are(name: str, training: bool) -> None:
+    function, build, shape = TRACED[name]
+    layer = build().double().train(training)
+    with torch.set_grad_enabled(training):
+        traced = torch.fx.symbolic_trace(copy.deepcopy(layer))
+    targets = [node.target for node in traced.graph.nodes]
+    assert targets.count(getattr(mixer_kernels.functional, function)) == 1
+    x = torch.randn(shape, dtype=torch.float64)
+    # The traced layer has its parameters in another order.
+    names, traced_names = (["", "x", *dict(module.named_parameters())] for module in (layer, traced))
+    expected = dict(zip(names, results(layer, x), strict=True))
+    torch.testing.assert_close(dict(zip(traced_names, results(traced, x), strict=True)), expected)
+    # It has no buffers that it does not use.
+    state = layer.state_dict()
+    torch.testing.assert_close(traced.state_dict(), {key: state[key] for key in traced.state_dict()})
+
+
 def test_an_exported_conv_mixer_layer_keeps_its_statistics_apart() -> None:
     layer = mixer_kernels.ConvMixerLayer(8, 5)
     x = torch.randn(2, 8, 6, 6)

@@ -373,6 +373,14 @@ def test_unknown_keyword() -> None:
         create_model("convmixer_768_32", depthh=2)
 
 
+@pytest.mark.parametrize("asked_for", ["reference", None])
+@pytest.mark.parametrize("name", TINY)
+def test_symbolic_tracing(name: str, asked_for: str | None) -> None:
+    model, images = create_tiny(name, backend=asked_for), make_image(name)
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(images), model(images), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 48, 32), (2, 32, 48), (1, 2, 16, 16)])
 def test_image_of_another_size(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="PatchEmbed: x must have shape") as error:

@@ -70,8 +70,15 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chans, H, W) to (B, S, C), S = HW / P^2."""
-        if x.dim() != 4 or tuple(x.shape[2:]) != self.img_size:
-            expected = ", ".join(map(str, ("B", self.proj.in_channels, *self.img_size)))
-            raise ValueError(f"PatchEmbed: x must have shape ({expected}), got shape {tuple(x.shape)}")
+        _check_image(x, self.proj.in_channels, *self.img_size)
         # One copy here, or the residual sums of all blocks would keep the convolution's channel-first layout.
         return self.proj(x).flatten(2).transpose(1, 2).contiguous()
+
+
+# Symbolic tracing takes it as it is.
+@torch.fx.wrap
+def _check_image(x: torch.Tensor, channels: int, height: int, width: int) -> None:
+    if x.dim() != 4 or x.shape[2:] != (height, width):
+        raise ValueError(
+            f"PatchEmbed: x must have shape (B, {channels}, {height}, {width}), got shape {tuple(x.shape)}"
+        )

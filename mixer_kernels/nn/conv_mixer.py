@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.functional import depthwise_conv2d
 from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, has_hooks, is_plain, observed
 from mixer_kernels.ops import _backend, _checks
 from mixer_kernels.ops.depthwise_conv2d import choose, depthwise_conv2d_batch_norm, normalization, scaled_activation
@@ -18,19 +18,22 @@ from mixer_kernels.reference.conv_mixer import Residual
 
 logger = logging.getLogger("mixer_kernels")
 
+# Symbolic tracing takes it as it is.
+torch.fx.wrap("depthwise_conv2d")
+
 
 class DepthwiseConv2d(reference.DepthwiseConv2d):
     """:class:`mixer_kernels.reference.DepthwiseConv2d` through :func:`mixer_kernels.functional.depthwise_conv2d`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C, H', W'); without the B also (C, H, W)."""
-        if x.dim() == 3:
+        if isinstance(x, torch.Tensor) and x.dim() == 3:
             return self.forward(x[None])[0]
         padding = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = "valid"
-        return MF.depthwise_conv2d(
+        return depthwise_conv2d(
             x,
             self.weight,
             self.bias,
@@ -93,7 +96,7 @@ def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tenso
     activation = activation_name(act)
     if _is_affine(norm):
         scale, shift = _affine(norm, x)
-        return MF.depthwise_conv2d(
+        return depthwise_conv2d(
             x,
             conv.weight,
             conv.bias,
@@ -106,8 +109,8 @@ def _mix_pixels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Tenso
             residual=x,
             backend=backend,
         )
-    if x.numel() == 0:
-        # Without numbers there are no statistics, and the running ones stay.
+    if not isinstance(x, torch.Tensor) or x.numel() == 0:
+        # Symbolic tracing knows no sizes. Without numbers there are no statistics, and the running ones stay.
         return x + norm(act(conv(x)))
     y, mean, var = depthwise_conv2d_batch_norm(
         x,
@@ -144,7 +147,7 @@ def _mix_channels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Ten
 def _is_one_pass(z: torch.Tensor, act: nn.Module, norm: Any) -> bool:
     """Return whether activation and BatchNorm of a map may be one pass of our kernels."""
     # Compilers make them one pass, too, and know a free place for the result.
-    if not _checks.is_inference() or torch.compiler.is_compiling():
+    if not _checks.is_inference() or torch.compiler.is_compiling() or not isinstance(z, torch.Tensor):
         return False
     if type(act) not in ACTIVATIONS or observed(act):
         return False

@@ -7,9 +7,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mixer_kernels import functional as MF
+from mixer_kernels.functional import affine_token_linear
 from mixer_kernels.nn._channels import perceptron
 from mixer_kernels.nn._parts import Parts, can_bypass
+
+# Symbolic tracing takes it as it is.
+torch.fx.wrap("affine_token_linear")
 
 
 class FoldedTokenLinear(nn.Module):
@@ -57,7 +60,7 @@ class FoldedTokenLinear(nn.Module):
         if not can_bypass(self):
             mixed = self.linear(torch.addcmul(self.beta, self.alpha, x).transpose(1, 2)).transpose(1, 2)
             return torch.addcmul(x, self.layer_scale, mixed)
-        return MF.affine_token_linear(
+        return affine_token_linear(
             x, self.alpha, self.beta, self.linear.weight, self.linear.bias, self.layer_scale, backend=self.backend
         )
 

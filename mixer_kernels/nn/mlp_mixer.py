@@ -7,11 +7,14 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.functional import token_mixing
 from mixer_kernels.nn._channels import perceptron, through_parts
 from mixer_kernels.nn._parts import MLP_PARTS, Parts, can_bypass
 from mixer_kernels.reference.mlp import Mlp
+
+# Symbolic tracing takes it as it is.
+torch.fx.wrap("token_mixing")
 
 
 class TokenMixing(reference.TokenMixing):
@@ -56,7 +59,7 @@ class MixerBlock(reference.MixerBlock):
 
 
 def _mix_tokens(x: torch.Tensor, norm: nn.LayerNorm, mlp: Mlp, backend: str | None) -> torch.Tensor:
-    return MF.token_mixing(
+    return token_mixing(
         x,
         norm.weight,
         norm.bias,

@@ -7,10 +7,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.functional import affine_token_linear
 from mixer_kernels.nn._channels import perceptron
 from mixer_kernels.nn._parts import Parts, can_bypass
+
+# Symbolic tracing takes it as it is.
+torch.fx.wrap("affine_token_linear")
 
 
 class AffineTokenLinear(reference.AffineTokenLinear):
@@ -26,7 +29,7 @@ class AffineTokenLinear(reference.AffineTokenLinear):
         """Map (B, S, C) to (B, S, C)."""
         if not can_bypass(self):
             return super().forward(x)
-        return MF.affine_token_linear(
+        return affine_token_linear(
             x,
             self.norm.alpha,
             self.norm.beta,
@@ -50,7 +53,7 @@ class ResMLPBlock(reference.ResMLPBlock):
         """Map (B, S, C) to (B, S, C)."""
         if not can_bypass(self):
             return super().forward(x)
-        x = MF.affine_token_linear(
+        x = affine_token_linear(
             x,
             self.norm1.alpha,
             self.norm1.beta,

@@ -6,10 +6,14 @@ from typing import ClassVar
 
 import torch
 
-from mixer_kernels import functional as MF
 from mixer_kernels import reference
+from mixer_kernels.functional import shifted_split_attention, spatial_shift
 from mixer_kernels.nn._channels import linear, perceptron
 from mixer_kernels.nn._parts import Parts, can_bypass
+
+# Symbolic tracing takes them as they are.
+torch.fx.wrap("shifted_split_attention")
+torch.fx.wrap("spatial_shift")
 
 
 class SpatialShift(reference.SpatialShift):
@@ -17,7 +21,7 @@ class SpatialShift(reference.SpatialShift):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to a new tensor of that shape."""
-        return MF.spatial_shift(x, self.directions, backend=self.backend)
+        return spatial_shift(x, self.directions, backend=self.backend)
 
 
 class S2Attention(reference.S2Attention):
@@ -35,7 +39,7 @@ class S2Attention(reference.S2Attention):
             return super().forward(x)
         attention = self.split_attention
         features = linear(self.mlp1, x, self.backend)
-        fused = MF.shifted_split_attention(features, attention.mlp1.weight, attention.mlp2.weight, backend=self.backend)
+        fused = shifted_split_attention(features, attention.mlp1.weight, attention.mlp2.weight, backend=self.backend)
         return linear(self.mlp2, fused, self.backend)
 
 

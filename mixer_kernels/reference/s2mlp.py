@@ -11,6 +11,9 @@ from mixer_kernels.ops.spatial_shift.reference import SHIFT_1, SHIFT_2, spatial_
 from mixer_kernels.reference._arguments import check_sizes, checked_backend
 from mixer_kernels.reference.mlp import Mlp
 
+# Symbolic tracing takes it as it is.
+torch.fx.wrap("spatial_shift")
+
 
 class SpatialShift(nn.Module):
     """Each group of channels moves one pixel along its direction; the border keeps its own value.
