@@ -5,6 +5,7 @@ Environment:
                           1: an error if they cannot be built.
     TORCH_CUDA_ARCH_LIST  as in PyTorch; by default 8.0, 9.0a, 10.0, those that the toolkit knows.
     CUDA_HOME             the toolkit; by default the one that the nvcc on PATH belongs to.
+    CXXFLAGS              flags of the C++ compiler, behind ours.
     MAX_JOBS              how many compilers run at once.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,7 +108,7 @@ def extension_options() -> dict:
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         define_macros=macros,
         depends=[str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.*h"))],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": CXX_FLAGS + shlex.split(os.environ.get("CXXFLAGS", "")), "nvcc": NVCC_FLAGS},
     )
 
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
