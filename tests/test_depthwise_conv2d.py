@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -430,6 +431,22 @@ def test_gelu_everywhere(dtype, isa):
     slack = (2e-7 if dtype == torch.float32 else 5e-5) * z.double().abs().clamp(max=8)
     rounding = torch.finfo(dtype).eps / 2 * expected.abs()
     assert ((y.double() - expected).abs() <= slack + rounding).all()
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_activations_beyond_the_range_of_the_exponential(dtype, activation, memory_format, isa):
+    z = [-float("inf"), -1e38, -1e20, -1e13, -100, -30, -21.5, -10, 0, 10, 21.5, 1e13, 1e20, 1e38, float("inf")]
+    # A value that is not finite spreads in the sums of the parameters' gradients: the input's alone.
+    x = torch.tensor([*z, float("nan")], dtype=dtype).view(1, 1, 4, 4).contiguous(memory_format=memory_format)
+    weight = x.new_ones(1, 1, 1, 1)
+    actual, expected = (
+        with_gradients(lambda x, name=name: op(name, activation=activation)(x, weight), [x])
+        for name in ("native", "reference")
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
 
 
 @pytest.mark.parametrize(("count", "activation"), [(3, "relu"), (4, None), (4, "relu")])
@@ -1036,6 +1053,24 @@ def test_training_follows_the_reference(device, backend):
     assert accuracy > 0.8
 
 
+def test_steps_that_overflow(device):
+    pytest.importorskip("mixer_kernels._C")
+    x, weight = draw((2, 5, 6, 7), (3, 4), torch.float32, device)[:2]
+    forward = torch.ops.mixer_kernels.depthwise_conv2d_fwd
+    for stride, padding, dilation in (((1, 1), (1, 1, 1, 1), (2**60, 1)), ((1, 1), (2**60,) * 4, (1, 1)),
+                                      ((2**60, 1), (1, 1, 1, 1), (1, 1))):  # fmt: skip
+        with pytest.raises(ValueError, match=r"must be below 2\*\*24"):
+            forward(x, weight, None, None, None, None, stride, padding, dilation, 0)
+
+
+def test_sizes_as_torch_nn_takes_them():
+    x = torch.randn(2, 5, 9, 7)
+    plain = nn.Conv2d(5, 5, 3, stride=(2,), padding=[1], dilation=np.int64(2), groups=5)
+    layer = mixer_kernels.DepthwiseConv2d(5, 3, stride=(2,), padding=[1], dilation=np.int64(2))
+    layer.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(layer(x), plain(x))
+
+
 def test_bad_arguments(device):
     x, weight, bias, scale, shift = draw((2, 5, 6, 7), (3, 4), torch.float32, device)
 
@@ -1070,6 +1105,8 @@ def test_bad_arguments(device):
     refuses(ValueError, "stride must be an integer of at least 1 or a pair of them, got 0", x, weight, stride=0)
     refuses(ValueError, r"stride must be an integer .*, got \(1, 2, 3\)", x, weight, stride=(1, 2, 3))
     refuses(ValueError, "dilation must be an integer .*, got 1.5", x, weight, dilation=1.5)
+    refuses(ValueError, r"stride, padding and dilation .* must be below 2\*\*24, got 1, same and 12345678", x, weight,
+            dilation=12345678)  # fmt: skip
     refuses(ValueError, "padding must be an integer of at least 0 or a pair of them, got -1", x, weight, padding=-1)
     refuses(ValueError, "padding must be 'same', 'valid', an integer or a pair of them, got 'full'", x, weight,
             padding="full")  # fmt: skip

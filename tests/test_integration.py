@@ -453,8 +453,8 @@ def test_a_batch_norm_that_counts_no_batches(backend: str, momentum: float | Non
     torch.testing.assert_close(fused.state_dict(), plain.state_dict())
 
 
-@pytest.mark.parametrize("path", ["0", "0.fn.0", "0.fn.1", "0.fn.2"])
-@pytest.mark.parametrize("change", [adapted, subclassed])
+@pytest.mark.parametrize("path", ["0", "0.fn", "0.fn.0", "0.fn.1", "0.fn.2"])
+@pytest.mark.parametrize("change", [adapted, subclassed, patched])
 def test_changed_parts_of_a_conv_mixer_layer_are_called(change: Callable[..., None], path: str) -> None:
     plain, fused = (layers.ConvMixerLayer(6, 5).double() for layers in (reference, mixer_kernels))
     fused.load_state_dict(plain.state_dict())

@@ -1,7 +1,7 @@
 // Vector forms of the activations and their derivatives, accurate to float32; float64 goes lane by lane through libm.
 // Compiled once for each instruction set by foreach_isa.h after vector_simd.h, inside a namespace.
 
-// e^x for x in [-87, 88], clamped there: 2^n e^r with |r| <= ln 2 / 2, a polynomial that is off by 3e-9.
+// e^x as 2^n e^r with |r| <= ln 2 / 2, a polynomial that is off by 3e-9; below -87 zero, above 88 infinity.
 inline Vector<float> exp(const Vector<float> any) {
   using vec = Vector<float>;
   using ints = Vector<int32_t>;
@@ -19,8 +19,9 @@ inline Vector<float> exp(const Vector<float> any) {
   p = p * r + 0.499999935f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // The bits of a NaN would add up to a number.
-  return any == any ? (vec)((ints)p + ((ints)shifted << 23)) : any;
+  const vec low = any < -87.0f ? vec{} : (vec)((ints)p + ((ints)shifted << 23));
+  // NaN, too, takes the latter.
+  return any <= 88.0f ? low : any + std::numeric_limits<float>::infinity();
 }
 
 // The standard normal distribution function as 1/2 + z P(z^2) / Q(z^2), off by 1e-8 before rounding; from 5.544 on it
@@ -180,9 +181,11 @@ void with_activation_backward(Activation activation, const F& f) {
       return f([](vec& v) {
         const vec e = exp_minus_2u<T>(v);
         const vec cdf = T(1) / (e + T(1));
+        // 1 - cdf without cancellation; e may be infinite.
+        const vec rest = cdf == T(0) ? broadcast(T(1)) : e * cdf;
         const vec slope_of_2u = v * v * T(0.21406444881780073) + T(1.59576912160573071176);
         v *= cdf;
-        return e * cdf * v * slope_of_2u + cdf;
+        return rest * v * slope_of_2u + cdf;
       });
   }
 }

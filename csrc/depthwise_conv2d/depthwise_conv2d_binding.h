@@ -23,6 +23,15 @@ inline Geometry check_geometry(c10::IntArrayRef kernel, c10::IntArrayRef stride,
   TORCH_CHECK_VALUE(is_positive_pair(dilation), op, ": dilation must be two positive numbers, got ", dilation);
   TORCH_CHECK_VALUE(padding.size() == 4 && *std::min_element(padding.begin(), padding.end()) >= 0, op,
                     ": padding must be four numbers that are not negative, got ", padding);
+  // So that no product of two sizes overflows.
+  constexpr int64_t kMost = int64_t{1} << 24;
+  const auto is_below = [](int64_t number) { return number < kMost; };
+  const bool is_small = std::all_of(stride.begin(), stride.end(), is_below) &&
+                        std::all_of(padding.begin(), padding.end(), is_below) &&
+                        std::all_of(dilation.begin(), dilation.end(), is_below) &&
+                        is_below((kernel[0] - 1) * dilation[0]) && is_below((kernel[1] - 1) * dilation[1]);
+  TORCH_CHECK_VALUE(is_small, op, ": stride, padding and dilation * (kernel_size - 1) must be below 2**24, got ",
+                    stride, ", ", padding, " and ", dilation, " for a kernel ", kernel);
   return {{kernel[0], kernel[1]}, {stride[0], stride[1]}, {dilation[0], dilation[1]}, {padding[0], padding[2]}};
 }
 

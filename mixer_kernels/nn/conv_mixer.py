@@ -11,7 +11,7 @@ from torch import nn
 
 from mixer_kernels import reference
 from mixer_kernels.functional import depthwise_conv2d
-from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, has_hooks, is_plain, observed
+from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, is_plain, observed
 from mixer_kernels.ops import _backend, _checks
 from mixer_kernels.ops.depthwise_conv2d import choose, depthwise_conv2d_batch_norm, normalization, scaled_activation
 from mixer_kernels.reference.conv_mixer import Residual
@@ -81,9 +81,7 @@ def _why_not(mix_pixels: Any) -> str | None:
         return f"fn.1 is {act}"
     if not is_plain(norm, nn.BatchNorm2d):
         return f"fn.2 is {norm}"
-    if has_hooks(mix_pixels) or has_hooks(parts):
-        return "hooks on it"
-    for path, part in (("fn.0", conv), ("fn.1", act), ("fn.2", norm)):
+    for path, part in (("it", mix_pixels), ("fn", parts), ("fn.0", conv), ("fn.1", act), ("fn.2", norm)):
         what = observed(part)
         if what is not None:
             return f"{what} on {path}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from mixer_kernels.ops import _checks
 
 Optional = torch.Tensor | None
 Pair = int | Sequence[int]
+
+# Above every step and every padding: no product of two sizes overflows.
+MOST = 1 << 24
 
 
 class Geometry(NamedTuple):
@@ -50,6 +54,12 @@ def check_convolution(
     if 0 in weight.shape:
         raise ValueError(f"{op}: weight must have at least one tap, got shape {tuple(weight.shape)}")
     geometry = _geometry(op, weight, stride, padding, dilation)
+    reach = (step * (taps - 1) for step, taps in zip(geometry.dilation, weight.shape[2:], strict=True))
+    if max(*geometry.stride, *geometry.padding, *geometry.dilation, *reach) >= MOST:
+        raise ValueError(
+            f"{op}: stride, padding and dilation * (kernel_size - 1) must be below 2**24, got {stride}, {padding} and "
+            f"{dilation} for a kernel {tuple(weight.shape[2:])}"
+        )
     if min(geometry.output_size(x, weight)) < 1:
         raise ValueError(
             f"{op}: x must reach, with its padding, over the kernel, got shape {tuple(x.shape)} with padding "
@@ -77,7 +87,8 @@ def _geometry(op: str, weight: torch.Tensor, stride: Pair, padding: str | Pair, 
 
 
 def _pair(op: str, name: str, value: Pair, least: int = 1) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(isinstance(number, int) and number >= least for number in pair):
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    pair = numbers * 2 if len(numbers) == 1 else numbers
+    if len(pair) != 2 or not all(isinstance(number, Integral) and number >= least for number in pair):
         raise ValueError(f"{op}: {name} must be an integer of at least {least} or a pair of them, got {value!r}")
-    return pair
+    return int(pair[0]), int(pair[1])
