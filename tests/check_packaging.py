@@ -42,7 +42,7 @@ def fresh_environment(folder: Path) -> Path:
 
 def main() -> None:
     """Build an sdist, a wheel from it, and install both ways."""
-    # Compiled in a third of the time: this is about installing.
+    # Optimising takes longer than all else, and this is about installing.
     os.environ["CXXFLAGS"] = "-O0"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -24,13 +24,18 @@ class Geometry(NamedTuple):
     padding: Sequence[int]  # top, bottom, left, right
     dilation: Sequence[int]
 
+    def reach(self, weight: torch.Tensor) -> tuple[int, int]:
+        """Return how far the last tap is from the first along both dimensions."""
+        rows, columns = (step * (taps - 1) for step, taps in zip(self.dilation, weight.shape[2:], strict=True))
+        return rows, columns
+
     def output_size(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int]:
         """Return the height and width of the convolved map; 0 or less where the kernel reaches too far."""
         top, bottom, left, right = self.padding
         padded = x.shape[2] + top + bottom, x.shape[3] + left + right
         height, width = (
-            (size - step * (taps - 1) - 1) // stride + 1
-            for size, step, taps, stride in zip(padded, self.dilation, weight.shape[2:], self.stride, strict=True)
+            (size - reach - 1) // stride + 1
+            for size, reach, stride in zip(padded, self.reach(weight), self.stride, strict=True)
         )
         return height, width
 
@@ -54,8 +59,7 @@ def check_convolution(
     if 0 in weight.shape:
         raise ValueError(f"{op}: weight must have at least one tap, got shape {tuple(weight.shape)}")
     geometry = _geometry(op, weight, stride, padding, dilation)
-    reach = (step * (taps - 1) for step, taps in zip(geometry.dilation, weight.shape[2:], strict=True))
-    if max(*geometry.stride, *geometry.padding, *geometry.dilation, *reach) >= MOST:
+    if max(*geometry.stride, *geometry.padding, *geometry.dilation, *geometry.reach(weight)) >= MOST:
         raise ValueError(
             f"{op}: stride, padding and dilation * (kernel_size - 1) must be below 2**24, got {stride}, {padding} and "
             f"{dilation} for a kernel {tuple(weight.shape[2:])}"
@@ -72,18 +76,19 @@ def check_convolution(
 
 def _geometry(op: str, weight: torch.Tensor, stride: Pair, padding: str | Pair, dilation: Pair) -> Geometry:
     strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
+    valid = Geometry(strides, (0, 0, 0, 0), dilations)
     if padding == "valid":
-        return Geometry(strides, (0, 0, 0, 0), dilations)
+        return valid
     if padding == "same":
         if strides != (1, 1):
             raise ValueError(f"{op}: stride must be 1 with padding 'same', got {stride}")
         # As in PyTorch, the odd one of an even kernel goes to the bottom and to the right.
-        rows, columns = (step * (taps - 1) for step, taps in zip(dilations, weight.shape[2:], strict=True))
-        return Geometry(strides, (rows // 2, rows - rows // 2, columns // 2, columns - columns // 2), dilations)
+        rows, columns = valid.reach(weight)
+        return valid._replace(padding=(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2))
     if isinstance(padding, str):
         raise ValueError(f"{op}: padding must be 'same', 'valid', an integer or a pair of them, got {padding!r}")
     rows, columns = _pair(op, "padding", padding, least=0)
-    return Geometry(strides, (rows, rows, columns, columns), dilations)
+    return valid._replace(padding=(rows, rows, columns, columns))
 
 
 def _pair(op: str, name: str, value: Pair, least: int = 1) -> tuple[int, int]:
