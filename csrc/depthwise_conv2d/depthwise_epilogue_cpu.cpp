@@ -95,6 +95,8 @@ struct EpilogueBackward {
 }  // namespace
 }  // namespace mixer_kernels
 
+// As the convolution, which takes the same activations.
+#define MIXER_KERNELS_ISA_BF16
 #define MIXER_KERNELS_ISA_FILE "depthwise_conv2d/depthwise_epilogue_simd.h"
 #include "common/foreach_isa.h"
 
@@ -109,7 +111,7 @@ void CpuEpilogue::epilogue_forward(const at::Tensor& z, const OptionalTensor& sc
     const auto scales = padded_parameter<scalar_t>(scale, z.size(1), 1);
     const auto shifts = padded_parameter<scalar_t>(shift, z.size(1), 0);
     select_isa(&baseline::epilogue_forward<scalar_t>, &avx2::epilogue_forward<scalar_t>,
-               &avx512::epilogue_forward<scalar_t>)(
+               &avx512::epilogue_forward<scalar_t>, &avx512_bf16::epilogue_forward<scalar_t>)(
         {matrix,
          {matrix, even},
          residual ? MapRows<const scalar_t>(matrix, past) : MapRows<const scalar_t>(),
@@ -128,14 +130,14 @@ void CpuEpilogue::epilogue_sums(const at::Tensor& dy, const at::Tensor& z, const
     const Matrix matrix(z);
     const at::Tensor even = matrix.even(z), gradient = matrix.even(dy);
     const auto centers = padded_parameter<scalar_t>(center, z.size(1), 0);
-    select_isa(&baseline::epilogue_sums<scalar_t>, &avx2::epilogue_sums<scalar_t>,
-               &avx512::epilogue_sums<scalar_t>)({matrix,
-                                                  {matrix, gradient},
-                                                  {matrix, even},
-                                                  centers.get(),
-                                                  static_cast<Activation>(activation),
-                                                  sum_dy.mutable_data_ptr<acc_t>(),
-                                                  sum_dy_act.mutable_data_ptr<acc_t>()});
+    select_isa(&baseline::epilogue_sums<scalar_t>, &avx2::epilogue_sums<scalar_t>, &avx512::epilogue_sums<scalar_t>,
+               &avx512_bf16::epilogue_sums<scalar_t>)({matrix,
+                                                       {matrix, gradient},
+                                                       {matrix, even},
+                                                       centers.get(),
+                                                       static_cast<Activation>(activation),
+                                                       sum_dy.mutable_data_ptr<acc_t>(),
+                                                       sum_dy_act.mutable_data_ptr<acc_t>()});
   });
 }
 
@@ -150,15 +152,16 @@ void CpuEpilogue::epilogue_backward(const at::Tensor& dy, const at::Tensor& z, c
     const auto of_act = padded_parameter<scalar_t>(c1, z.size(1), 0);
     const auto constant = padded_parameter<scalar_t>(c2, z.size(1), 0);
     select_isa(&baseline::epilogue_backward<scalar_t>, &avx2::epilogue_backward<scalar_t>,
-               &avx512::epilogue_backward<scalar_t>)({matrix,
-                                                      {matrix, gradient},
-                                                      {matrix, even},
-                                                      of_dy.get(),
-                                                      of_act.get(),
-                                                      constant.get(),
-                                                      c1.has_value(),
-                                                      static_cast<Activation>(activation),
-                                                      {matrix, dz}});
+               &avx512::epilogue_backward<scalar_t>,
+               &avx512_bf16::epilogue_backward<scalar_t>)({matrix,
+                                                           {matrix, gradient},
+                                                           {matrix, even},
+                                                           of_dy.get(),
+                                                           of_act.get(),
+                                                           constant.get(),
+                                                           c1.has_value(),
+                                                           static_cast<Activation>(activation),
+                                                           {matrix, dz}});
   });
 }
 
