@@ -69,6 +69,7 @@ void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, Range row
   Vector<acc_t> acc[kBlockRows][kVectors];
   convolve_block<operand_t, kTaps, kVectors>(
       taps, [&](int64_t tap) { return x + offsets[tap]; }, x_row, rows,
+      [](const unit_type<operand_t>* in, int v) { return load(in + v * lanes); },
       [&](int64_t tap) { return weight + tap * kernel_rows * lanes; },
       [](const unit_type<operand_t>* column, int row) { return load(column + row * lanes); },
       // Into the second-level cache: pixels of a column would push each other out of the first.

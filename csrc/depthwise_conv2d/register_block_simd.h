@@ -75,16 +75,16 @@ struct Ahead {
 };
 
 // Adds the products of one column of kTaps rows of the kernel. in: where the block's first row finds its inputs, of
-// which only `rows` are not padding.
-template <typename operand_t, int kTaps, int kVectors, typename Weight>
-__attribute__((always_inline)) inline void add_column(const unit_type<operand_t>* in, int64_t input_row, Range rows,
+// which only `rows` are not padding; pixel(in, v): those of vector v.
+template <typename operand_t, int kTaps, int kVectors, typename in_t, typename Pixel, typename Weight>
+__attribute__((always_inline)) inline void add_column(const in_t* in, int64_t input_row, Range rows, const Pixel& pixel,
                                                       const Weight& weight,
                                                       Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
   if constexpr (kTaps > kHeldWeights) {
     constexpr int kHalf = (kTaps + 1) / 2;
-    add_column<operand_t, kHalf, kVectors>(in, input_row, rows, weight, acc);
+    add_column<operand_t, kHalf, kVectors>(in, input_row, rows, pixel, weight, acc);
     add_column<operand_t, kTaps - kHalf, kVectors>(
-        in + kHalf * input_row, input_row, {rows.begin - kHalf, rows.end - kHalf},
+        in + kHalf * input_row, input_row, {rows.begin - kHalf, rows.end - kHalf}, pixel,
         [&](int row) { return weight(kHalf + row); }, acc);
     return;
   }
@@ -104,26 +104,25 @@ __attribute__((always_inline)) inline void add_column(const unit_type<operand_t>
     for (int k = 0; k < kTaps; ++k) keep_in_register(w[k]);
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      UnitVector<operand_t> pixel = load(in + v * kLanes<acc_type<operand_t>>);
-      keep_in_register(pixel);
+      UnitVector<operand_t> x = pixel(in, v);
+      keep_in_register(x);
 #pragma GCC unroll 9
       for (int k = 0; k < kTaps; ++k) {
-        if (row - k >= 0 && row - k < kBlockRows)
-          acc[row - k][v] = multiply_add<operand_t>(acc[row - k][v], pixel, w[k]);
+        if (row - k >= 0 && row - k < kBlockRows) acc[row - k][v] = multiply_add<operand_t>(acc[row - k][v], x, w[k]);
       }
     }
   }
 }
 
 // The sums of a block of outputs under kTaps rows of the kernel, `taps` of each. inputs(tap): where the block's first
-// row finds its own, `rows` of which are not padding; kernel(tap): a column of the kernel; weight(column, row): one of
-// its weights. prefetch(row, vector) asks for a cache line for each vector of outputs: spread over the taps that costs
-// nothing.
-template <typename operand_t, int kTaps, int kVectors, typename Inputs, typename Kernel, typename Weight,
-          typename Prefetch>
+// row finds its own, `rows` of which are not padding; pixel(in, v): those of vector v; kernel(tap): a column of the
+// kernel; weight(column, row): one of its weights. prefetch(row, vector) asks for a cache line for each vector of
+// outputs: spread over the taps that costs nothing.
+template <typename operand_t, int kTaps, int kVectors, typename Inputs, typename Pixel, typename Kernel,
+          typename Weight, typename Prefetch>
 __attribute__((always_inline)) inline void convolve_block(Range taps, const Inputs& inputs, int64_t input_row,
-                                                          Range rows, const Kernel& kernel, const Weight& weight,
-                                                          const Prefetch& prefetch,
+                                                          Range rows, const Pixel& pixel, const Kernel& kernel,
+                                                          const Weight& weight, const Prefetch& prefetch,
                                                           Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
@@ -138,6 +137,6 @@ __attribute__((always_inline)) inline void convolve_block(Range taps, const Inpu
     const unit_type<operand_t>* column = kernel(tap);
     keep_in_register(column);
     add_column<operand_t, kTaps, kVectors>(
-        inputs(tap), input_row, rows, [&](int row) { return weight(column, row); }, acc);
+        inputs(tap), input_row, rows, pixel, [&](int row) { return weight(column, row); }, acc);
   }
 }

@@ -1,12 +1,41 @@
-// Convolutions of planes, rows of outputs in registers: stride and dilation 1. In float32, or of bfloat16 pairs.
+// Convolutions of planes, rows of outputs in registers: stride and dilation 1. In float32, or of bfloat16 pairs: a
+// vector of elements holds those of every second column, so that of two vectors of outputs one has the even columns,
+// the other the odd ones.
 // Compiled once for each instruction set by foreach_isa.h after plane_tiles_simd.h, inside a namespace.
+
+// What planes are made of.
+template <typename operand_t>
+using plane_type = std::conditional_t<kUnitDepth<operand_t> == 2, uint16_t, float>;
+
+// The inputs of vector v of a block's outputs.
+template <typename operand_t>
+UnitVector<operand_t> load_columns(const plane_type<operand_t>* in, int v) {
+  if constexpr (kUnitDepth<operand_t> == 2) {
+    return (UnitVector<operand_t>)load(in + v);
+  } else {
+    return load(in + v * kLanes<float>);
+  }
+}
+
+template <int kFirst, int... kLane>
+inline Vector<float> interleave_half(Vector<float> even, Vector<float> odd, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(even, odd, (kFirst + kLane / 2 + kLane % 2 * kLanes<float>)...);
+}
+
+// Even and odd columns as they follow each other.
+inline void interleave(Vector<float> (&v)[2]) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes<float>>{};
+  const Vector<float> even = v[0], odd = v[1];
+  v[0] = interleave_half<0>(even, odd, lanes);
+  v[1] = interleave_half<kLanes<float> / 2>(even, odd, lanes);
+}
 
 // Adds kTaps rows of the kernel, `taps` of each, to a grid of blocks, whose first row has inputs that are not padding
 // in `rows`. offsets: where the first output finds its inputs, for each tap of a row; weight: (taps, KH). The bias
 // last: a sum that begins with it is rounded at its size. Meanwhile as many rows as outputs come into the cache from
 // `ahead`.
 template <typename operand_t, typename out_t, int kTaps, int kVectors>
-void convolve_rows(const unit_type<operand_t>* x, int64_t width, Range rows, Extent blocks, const int64_t* offsets,
+void convolve_rows(const plane_type<operand_t>* x, int64_t width, Range rows, Extent blocks, const int64_t* offsets,
                    int64_t taps, const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, float bias,
                    out_t* out, int64_t pitch, Ahead ahead) {
   using unit_t = unit_type<operand_t>;
@@ -15,12 +44,13 @@ void convolve_rows(const unit_type<operand_t>* x, int64_t width, Range rows, Ext
       const int64_t column = w * kVectors * kLanes<float>;
       Vector<float> acc[kBlockRows][kVectors];
       convolve_block<operand_t, kTaps, kVectors>(
-          {0, taps}, [&](int64_t tap) { return x + column + offsets[tap]; }, width, rows,
+          {0, taps}, [&](int64_t tap) { return x + column + offsets[tap]; }, width, rows, load_columns<operand_t>,
           [&](int64_t tap) { return weight + tap * kernel_rows; },
           [](const unit_t* column, int row) { return broadcast(column[row]); },
           [&](int64_t row, int v) { __builtin_prefetch(ahead.at(row, w * kVectors + v)); }, acc);
 #pragma GCC unroll 8
       for (int r = 0; r < kBlockRows; ++r) {
+        if constexpr (kUnitDepth<operand_t> == 2) interleave(acc[r]);
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
           out_t* const to = out + r * pitch + column + v * kLanes<float>;
@@ -37,8 +67,10 @@ void convolve_rows(const unit_type<operand_t>* x, int64_t width, Range rows, Ext
 
 template <typename operand_t, typename out_t, int... kIndex>
 auto convolve_rows_of(int64_t taps, int64_t vectors, std::integer_sequence<int, kIndex...>) {
-  static constexpr decltype(&convolve_rows<operand_t, out_t, 1, 1>) kAll[] = {
-      &convolve_rows<operand_t, out_t, kIndex / kBlockVectors + 1, kIndex % kBlockVectors + 1>...};
+  // Rows of pairs are whole blocks.
+  constexpr int kLeast = kUnitDepth<operand_t> == 2 ? kBlockVectors : 1;
+  static constexpr decltype(&convolve_rows<operand_t, out_t, 1, kBlockVectors>) kAll[] = {
+      &convolve_rows<operand_t, out_t, kIndex / kBlockVectors + 1, std::max(kIndex % kBlockVectors + 1, kLeast)>...};
   return kAll[(taps - 1) * kBlockVectors + vectors - 1];
 }
 
@@ -51,9 +83,7 @@ class RowConvolution {
         rows_((c.tile.h + kBlockRows - 1) / kBlockRows * kBlockRows),
         taps_(units<operand_t>(c.kernel.w)),
         weight_(c.kernel.h * taps_),
-        // A row more where the last row's pairs are read beyond it.
-        x_(c, rows_ + kDepth - 1, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)),
-        pairs_(kDepth == 2 ? (rows_ + c.kernel.h - 1) * x_.width() : 0),
+        x_(c, rows_, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)),
         parts_(kernel_parts({c.kernel.h, taps_})) {
     for (int64_t tap = 0; tap < taps_; ++tap) offsets_.push_back(unit_column<operand_t>(tap, c.kernel.w));
   }
@@ -78,13 +108,7 @@ class RowConvolution {
   void run(const TileOfMap& tile, int64_t channel, out_t* out, int64_t pitch, const TileOfMap& next, float bias = 0) {
     set_kernel(tile.channel + channel);
     const int64_t above = c_.offset.h - tile.row, steps = (tile.rows + kBlockRows - 1) / kBlockRows;
-    const unit_t* x;
-    if constexpr (kDepth == 2) {
-      pair_columns(channel, above);
-      x = pairs_.get();
-    } else {
-      x = x_.window(channel, 0);
-    }
+    const plane_t* const x = x_.window(channel, 0);
     const int64_t size = sizeof(scalar_t), lanes = kLanes<float>;
     const auto* const next_row =
         reinterpret_cast<const char*>(c_.x.pixel(next.image, next.channel, next.row, next.column));
@@ -110,9 +134,7 @@ class RowConvolution {
 
  private:
   using unit_t = unit_type<operand_t>;
-  static constexpr int64_t kDepth = kUnitDepth<operand_t>;
-  // What planes are made of, and units of it.
-  using plane_t = std::conditional_t<kDepth == 2, uint16_t, float>;
+  using plane_t = plane_type<operand_t>;
 
   void set_kernel(int64_t channel) {
     if (channel == channel_) return;
@@ -123,21 +145,10 @@ class RowConvolution {
         c_, [&](int64_t index) { return element_of<unit_t>(from[index]); }, [&](unit_t unit) { *to++ = unit; });
   }
 
-  // Each element of a channel's plane with the one behind it, in the rows that are not padding.
-  void pair_columns(int64_t channel, int64_t above) {
-    const int64_t width = x_.width(), rows = rows_ + c_.kernel.h - 1;
-    const int64_t begin = std::clamp<int64_t>(above, 0, rows), end = std::clamp(above + c_.in.h, begin, rows);
-    const auto* const from = reinterpret_cast<const scalar_t*>(x_.window(channel, 0));
-    for (int64_t i = begin * width; i < end * width; i += kLanes<float>) {
-      store(pairs_.get() + i, load_bits(from + i) | load_bits(from + i + 1) << 16);
-    }
-  }
-
   const Correlation<scalar_t>& c_;
   int64_t pitch_, rows_, taps_, channel_ = -1;
   Scratch<unit_t> weight_;  // (units of KW, KH)
   InputWindows<scalar_t, plane_t> x_;
-  Scratch<unit_t> pairs_;
   std::vector<KernelPart> parts_;
   std::vector<int64_t> offsets_;
 };
