@@ -48,9 +48,13 @@ def make_group(
         return (x, torch.randn(shape[0], 1000, device=device, dtype=dtype)) if training else (x,)
 
     def contender(
-        name: str, role: str, backend: str | None, change: Callable[[nn.Module], nn.Module] = lambda model: model
+        name: str, role: str, backend: str | None, compile_: Callable[[nn.Module], nn.Module] | None = None
     ) -> Contender:
-        return Contender(name, role, lambda *inputs: _bind(change(build(backend)), *inputs))
+        def make_call(*inputs: torch.Tensor) -> Call:
+            model = build(backend)
+            return _bind(compile_(model) if compile_ else model, *inputs)
+
+        return Contender(name, role, make_call, compiled=compile_ is not None)
 
     def in_channels_last(name: str, role: str, backend: str | None) -> Contender:
         def make_call(x: torch.Tensor, *rest: torch.Tensor) -> Call:

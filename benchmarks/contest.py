@@ -27,11 +27,13 @@ class Contender:
         name: as shown in tables.
         role: ours, pytorch (a baseline), or ceiling (copies as many bytes; the fastest of them is what 100 % means).
         prepare: takes the group's inputs and returns the call to time; builds models and graphs, none of it timed.
+        compiled: torch.compile made part of its code, whose sums may lose digits that eager PyTorch keeps.
     """
 
     name: str
     role: str
     prepare: Callable[..., Call]
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

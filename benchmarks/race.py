@@ -18,8 +18,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure a group.
 
-    A contender whose result is wrong, or that raises, is not timed; if it is one of ours, nothing of the group is. One
-    of PyTorch that loses digits is timed, and its record says so.
+    A contender whose result is wrong, or that raises, is not timed; if it is one of ours, nothing of the group is. What
+    loses digits in PyTorch's code is timed, and its record says so.
 
     Args:
         group: what to measure.
@@ -74,7 +74,9 @@ def describe(group: Group) -> dict[str, Any]:
 
 def is_right(record: dict[str, Any]) -> bool:
     """Return whether nothing of ours in a group's record is wrong."""
-    return not any(contender["role"] == OURS and contender["status"] != OK for contender in record["contenders"])
+    return not any(
+        contender["role"] == OURS and contender["status"] in (WRONG, FAILED) for contender in record["contenders"]
+    )
 
 
 def rates(group: Group, result: timing.Timing) -> dict[str, Any]:
