@@ -6,9 +6,9 @@ namespace mixer_kernels {
 // kAmx runs the code of kAvx512Bf16, with matrix products of bfloat16 and of float32 in tile registers.
 enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// The fastest of what the CPU has, unless MIXER_KERNELS_ISA=baseline|avx2|avx512|avx512_bf16|amx asks for another that it
-// can run (read at every call: tests walk it). Where there is avx512_bf16, amx can be asked for: the tile registers are
-// emulated then. amx_emulated asks for that where they are, too.
+// The fastest of what the CPU has, unless MIXER_KERNELS_ISA=baseline|avx2|avx512|avx512_bf16|amx asks for another that
+// it can run (read at every call: tests walk it). Where there is avx512_bf16, amx can be asked for: the tile registers
+// are emulated then. amx_emulated asks for that where they are, too.
 Isa cpu_isa();
 
 // Whether to use the CPU's own tile registers.

@@ -61,7 +61,7 @@ void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>
   if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) {
     if (path == Path::kBands) return convolve_planes<scalar_t, BandedConvolution<scalar_t>>(c, e, y, moments);
   }
-  // A unit of two taps needs two. CPUs with AMX multiply pairs of bfloat16 no faster than they multiply float32.
+  // A unit of two taps needs two. CPUs with AMX multiply float32 faster than pairs.
   if (c.kernel.w < kUnitDepth<operand_t> || c.amx)
     return convolve_lanes<scalar_t, acc_type<scalar_t>>(c, e, y, moments);
   convolve_lanes<scalar_t, operand_t>(c, e, y, moments);

@@ -1,4 +1,4 @@
-"""The layers over the channels: plain PyTorch, but for inference in dtypes in which this CPU has something faster."""
+"""The layers over the channels: plain PyTorch, but for dtypes in which this CPU has something faster."""
 
 from __future__ import annotations
 
@@ -8,19 +8,42 @@ import torch
 from torch import nn
 
 from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, observed
-from mixer_kernels.ops import _backend, _onednn
+from mixer_kernels.ops import _backend, _float32_linear, _onednn
 from mixer_kernels.reference.mlp import Mlp
 
 
 def linear(part: Any, x: torch.Tensor, backend: str | None, act: Any = None) -> torch.Tensor:
     """Return ``part(x)`` of a linear layer, or ``act(part(x))``, or of what took their places."""
-    if _may_bypass(part, nn.Linear, backend) and _onednn.pays(x, part.weight, part.bias):
-        if type(act) in ACTIVATIONS and _is_bare(act):
-            return _onednn.linear(x, part.weight, part.bias, activation_name(act))
-        y = _onednn.linear(x, part.weight, part.bias)
-    else:
+    y = None
+    if _may_bypass(part, nn.Linear, backend):
+        if _onednn.pays(x, part.weight, part.bias):
+            if type(act) in ACTIVATIONS and _is_bare(act):
+                return _onednn.linear(x, part.weight, part.bias, activation_name(act))
+            y = _onednn.linear(x, part.weight, part.bias)
+        elif _float32_linear.pays(x, part.weight, part.bias):
+            y = _float32_linear.linear(x, part.weight, part.bias)
+    if y is None:
         y = part(x)
     return y if act is None else act(y)
+
+
+def pointwise(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
+    """Return ``part(x)`` of a convolution of single pixels, or of what took its place."""
+    if _may_bypass(part, nn.Conv2d, backend) and _is_pointwise(part) and isinstance(x, torch.Tensor) and x.dim() == 4:
+        weight = part.weight.flatten(1)
+        if _float32_linear.pays(x.movedim(1, -1), weight, part.bias):
+            return _float32_linear.pointwise(x, weight, part.bias)
+    y: torch.Tensor = part(x)
+    return y
+
+
+def _is_pointwise(part: nn.Conv2d) -> bool:
+    ones = (1, 1)
+    return (
+        part.kernel_size == part.stride == ones
+        and part.groups == 1
+        and (isinstance(part.padding, str) or part.padding == (0, 0))
+    )
 
 
 def perceptron(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
@@ -41,7 +64,7 @@ def _is_bare(part: Any) -> bool:
 def _may_bypass(part: Any, cls: type[nn.Module], backend: str | None) -> bool:
     """Return whether a part need not be called: it is of this very class, unobserved, and there is something to win."""
     return (
-        _onednn.may_pay()
+        (_onednn.may_pay() or _float32_linear.may_pay())
         and type(part) is cls
         and _is_bare(part)
         and _backend.requested(cls.__name__, backend) != _backend.REFERENCE

@@ -158,7 +158,12 @@ def needs_grad(*values: torch.Tensor | None) -> bool:
 
 def is_inference() -> bool:
     """Return whether nothing is differentiated here, in either direction, whatever requires grad."""
-    return not torch.is_grad_enabled() and not _transforms()
+    return not torch.is_grad_enabled() and not is_transformed()
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of torch.func, or forward mode, is under way."""
+    return bool(_transforms())
 
 
 def wanted(gradients: Sequence[torch.Tensor | None], needs: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:

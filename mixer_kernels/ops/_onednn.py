@@ -10,20 +10,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from mixer_kernels.ops import _checks
+from mixer_kernels.ops import _checks, _float32_linear, _linear_call
 from mixer_kernels.ops._activation import apply_activation
+from mixer_kernels.ops._linear_call import Optional
 from mixer_kernels.ops._opaque_op import opaque_op
 
 # oneDNN adds up one product after another: a longer sum of float32 is made of shorter ones, whose error is less.
 LONGEST_SUM = 1024
 
-# Elements of a weight below which a call takes longer than its product.
-FEWEST_ELEMENTS = 1 << 16
-
 # Activations that oneDNN computes as PyTorch does -> its names for them. Its ReLU turns NaN into zero.
 _FUSED: dict[str | None, tuple[str, str]] = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
-
-Optional = torch.Tensor | None
 
 
 def _faster_in() -> frozenset[torch.dtype]:
@@ -31,7 +27,7 @@ def _faster_in() -> frozenset[torch.dtype]:
         return frozenset()
     cpu = torch.cpu.get_capabilities()
     faster = set()
-    if cpu.get("avx512_bf16", False):
+    if cpu.get("avx512_bf16", False) and torch.bfloat16 not in _float32_linear.FASTER_FOR:
         faster.add(torch.bfloat16)
     # Of the CPUs of AMD, Zen 5 is the first to have the latter.
     is_zen5 = cpu.get("cpu_name", "").startswith("AMD") and cpu.get("avx512_vp2intersect", False)
@@ -50,32 +46,12 @@ def may_pay() -> bool:
 
 
 def pays(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> bool:
-    """Return whether a linear layer is faster through oneDNN; what it takes no part in, PyTorch has to answer for.
-
-    The answer depends on no size but the weight's, so that a compiled layer takes every batch.
-    """
+    """Return whether a linear layer is faster through oneDNN; what it takes no part in, PyTorch has to answer for."""
     return (
         may_pay()
         and x.dtype in FASTER_IN
-        and all(value is None or _is_ordinary(value, x.dtype) for value in (x, weight, bias))
-        and weight.dim() == 2
-        and weight.numel() >= FEWEST_ELEMENTS
-        and x.dim() > 1
-        and x.shape[-1] == weight.shape[1]
-        and (bias is None or bias.shape == weight.shape[:1])
+        and _linear_call.is_ordinary(x, weight, bias, (x.dtype,))
         and not _checks.autocasts(x)
-    )
-
-
-def _is_ordinary(value: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Return whether a tensor is a dense one of ``dtype`` on the CPU, without another class's or transform's say."""
-    return (
-        type(value) in (torch.Tensor, torch.nn.Parameter)
-        and value.dtype == dtype
-        and value.device.type == "cpu"
-        and value.layout == torch.strided
-        and not value.is_nested
-        and (torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(value))
     )
 
 

@@ -1,0 +1,212 @@
+"""The layers over the channels in 16 bits: by products of float32, as if this CPU were one where those are faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_channels import LAYERS, make_inputs
+from tolerances import assert_as_accurate
+from torch import nn
+
+import mixer_kernels
+from mixer_kernels import reference
+from mixer_kernels.ops import _float32_linear, _onednn
+
+DTYPES = [torch.bfloat16, torch.float16]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+ALL_LAYERS = LAYERS | {"ConvMixerLayer": (lambda package: package.ConvMixerLayer(264, 3), (2, 264, 3, 4), [None])}
+
+
+@pytest.fixture(autouse=True)
+def _everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_onednn, "FASTER_IN", frozenset())
+    monkeypatch.setattr(_float32_linear, "FASTER_FOR", frozenset(DTYPES))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of the weights that are multiplied from here on."""
+    shapes: list[torch.Size] = []
+    apply = _float32_linear.Float32LinearFunction.apply
+
+    def spy(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> Any:
+        shapes.append(weight.shape)
+        return apply(x, weight, *others)
+
+    monkeypatch.setattr(_float32_linear.Float32LinearFunction, "apply", staticmethod(spy))
+    return shapes
+
+
+Results = tuple[torch.Tensor, list[torch.Tensor]]
+
+
+def gradients_of(function: Callable[..., torch.Tensor], *inputs: torch.Tensor | None) -> Results:
+    """Return what ``function`` makes of its inputs, and the gradients of them all."""
+    leaves = [None if value is None else value.detach().requires_grad_() for value in inputs]
+    y = function(*leaves)
+    direction = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype)
+    y.backward(direction)
+    return y, [leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None]
+
+
+def assert_all_as_accurate(ours: Results, pytorch: Results, exact: Results) -> None:
+    results = ((y, *gradients) for y, gradients in (ours, pytorch, exact))
+    for value, expected, true in zip(*results, strict=True):
+        assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
+        assert_as_accurate(value, expected, true)
+
+
+@pytest.mark.parametrize(("rows", "depth", "width"), [((1, 1), 1024, 64), ((3, 2, 5), 1025, 65), ((100,), 2500, 33)])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_accuracy(rows: tuple[int, ...], depth: int, width: int, with_bias: bool, dtype: torch.dtype) -> None:
+    x, weight, bias = make_inputs(rows, depth, width, dtype)
+    inputs = (x, weight, bias if with_bias else None)
+    assert _float32_linear.pays(*inputs)
+    exact = gradients_of(F.linear, *(None if value is None else value.double() for value in inputs))
+    pytorch, ours = gradients_of(F.linear, *inputs), gradients_of(_float32_linear.linear, *inputs)
+    assert ours[0].dtype == dtype
+    assert_all_as_accurate(ours, pytorch, exact)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pixels_of_maps(dtype: torch.dtype, with_bias: bool, memory_format: torch.memory_format) -> None:
+    def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return _float32_linear.pointwise(x, weight.flatten(1), bias)
+
+    _, weight, bias = make_inputs(dtype=dtype)
+    x = torch.randn(3, 300, 4, 5, dtype=dtype).to(memory_format=memory_format)
+    inputs = (x, weight[..., None, None], *([bias] if with_bias else []))
+    exact = gradients_of(F.conv2d, *(value.double() for value in inputs))
+    pytorch, ours = gradients_of(F.conv2d, *inputs), gradients_of(pointwise, *inputs)
+    assert ours[0].is_contiguous(memory_format=memory_format)
+    assert_all_as_accurate(ours, pytorch, exact)
+
+
+@pytest.mark.parametrize("shape", [(0, 300, 4, 5), (2, 300, 0, 5)])
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_maps_without_pixels(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
+    _, weight, bias = make_inputs(dtype=torch.bfloat16)
+    x = torch.empty(shape, dtype=torch.bfloat16, memory_format=memory_format)
+    y, gradients = gradients_of(_float32_linear.pointwise, x, weight, bias)
+    assert y.shape == (shape[0], 250, *shape[2:])
+    assert [gradient.shape for gradient in gradients] == [x.shape, weight.shape, bias.shape]
+    assert not gradients[1].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype_of_x", [torch.float32, None])
+def test_autocast(dtype: torch.dtype, dtype_of_x: torch.dtype | None) -> None:
+    x, weight, bias = make_inputs()
+    inputs = (x.to(dtype_of_x or dtype), weight, bias)
+    exact = gradients_of(F.linear, *(value.double() for value in inputs))
+    with torch.autocast("cpu", dtype=dtype):
+        assert _float32_linear.pays(*inputs)
+        pytorch, ours = gradients_of(F.linear, *inputs), gradients_of(_float32_linear.linear, *inputs)
+    assert_all_as_accurate(ours, pytorch, exact)
+
+
+def test_gradients_that_are_wanted() -> None:
+    x, weight, bias = make_inputs(dtype=torch.bfloat16)
+    _float32_linear.linear(x, weight, bias.requires_grad_()).sum().backward()
+    assert bias.grad is not None
+    assert torch.equal(bias.grad, torch.full_like(bias, 10))
+    assert x.grad is None
+    assert weight.grad is None
+
+
+def test_gradients_of_gradients() -> None:
+    def penalty(linear: Callable[..., torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        x, weight, bias = (value.detach().to(dtype).requires_grad_() for value in inputs)
+        (slope,) = torch.autograd.grad(linear(x, weight, bias).sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    inputs = make_inputs(dtype=torch.bfloat16)
+    ours, pytorch = (penalty(linear, torch.bfloat16) for linear in (_float32_linear.linear, F.linear))
+    assert_as_accurate(ours, pytorch, penalty(F.linear, torch.float64))
+
+
+def test_an_empty_batch() -> None:
+    x, weight, bias = make_inputs((0, 5), dtype=torch.float16)
+    y, gradients = gradients_of(_float32_linear.linear, x, weight, bias)
+    assert y.shape == (0, 5, 250)
+    assert [gradient.shape for gradient in gradients] == [x.shape, weight.shape, bias.shape]
+    assert not gradients[1].any()
+
+
+def test_what_pytorch_has_to_answer_for() -> None:
+    x, weight, bias = make_inputs(dtype=torch.bfloat16)
+    others = {
+        "float32": (x.float(), weight.float(), bias.float()),
+        "mixed": (x, weight.float(), bias),
+        "two of 16 bits": (x, weight.half(), bias),
+        "width of x": (x[..., :200], weight, bias),
+        "meta": (x, weight, bias.to("meta")),
+    }
+    assert _float32_linear.pays(x, weight, bias)
+    assert _float32_linear.pays(x, nn.Parameter(weight), None)
+    assert [name for name, inputs in others.items() if _float32_linear.pays(*inputs)] == []
+    with torch.autograd.forward_ad.dual_level():
+        assert not _float32_linear.pays(x, weight, bias)
+    with torch.no_grad():
+        assert not torch.vmap(lambda row: row.new_tensor(_float32_linear.pays(row, weight, bias)))(x).any()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert _float32_linear.pays(x, weight, bias)
+        assert not _float32_linear.pays(x.double(), weight, bias)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ALL_LAYERS)
+def test_layers(name: str, training: bool, calls: list[torch.Size]) -> None:
+    build, shape, products = ALL_LAYERS[name]
+    plain, fused = build(reference), build(mixer_kernels)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(shape)
+
+    def run(layer: nn.Module, dtype: torch.dtype) -> list[torch.Tensor]:
+        layer.to(dtype).zero_grad()
+        if not training:
+            with torch.inference_mode():
+                return [layer(x.to(dtype))]
+        y = layer(x.to(dtype))
+        y.float().square().sum().backward()
+        return [y, *(parameter.grad.clone() for parameter in layer.parameters())]
+
+    expected = run(plain, torch.bfloat16)
+    assert calls == []
+    ours = run(fused, torch.bfloat16)
+    assert len(calls) == len(products)
+    with mixer_kernels.use_backend("reference"):
+        run(fused, torch.bfloat16)
+    run(fused, torch.float32)
+    assert len(calls) == len(products)
+    for value, pytorch, exact in zip(ours, expected, run(plain, torch.float64), strict=True):
+        assert_as_accurate(value, pytorch, exact)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ALL_LAYERS)
+def test_compile(name: str, autocast: bool) -> None:
+    build, shape, products = ALL_LAYERS[name]
+    torch._dynamo.reset()
+    layer = build(mixer_kernels).to(torch.float32 if autocast else torch.bfloat16)
+    nodes: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        nodes.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=keep)
+    for batch in (2, 3):
+        x = torch.randn(batch, *shape[1:], dtype=torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            torch.testing.assert_close(compiled(x), layer(x))
+    assert sum("autograd_function_apply" in node for node in nodes) >= len(products)
