@@ -2,7 +2,8 @@
 
 Without instructions for a dtype PyTorch multiplies it element by element, or with oneDNN's emulation of bfloat16. And
 cores of Intel make four multiply-adds of float32 in the time of one dot product of bfloat16 pairs, twice as many
-products: what is fast there are the tile registers of AMX, which some virtual machines hide.
+products: what is fast there are the tile registers of AMX, which some virtual machines hide. What whole
+models win there: `benchmarks/results/intel-xeon-avx512-2-threads`.
 """
 
 from __future__ import annotations
