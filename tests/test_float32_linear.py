@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accuracy import LAYOUTS, MAP_LAYOUTS
 from test_channels import LAYERS, make_inputs
 from tolerances import assert_as_accurate
 from torch import nn
@@ -18,6 +20,8 @@ from mixer_kernels.ops import _float32_linear, _onednn
 
 DTYPES = [torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
+Results = tuple[torch.Tensor, list[torch.Tensor]]
+
 ALL_LAYERS = LAYERS | {"ConvMixerLayer": (lambda package: package.ConvMixerLayer(264, 3), (2, 264, 3, 4), [None])}
 
 
@@ -39,9 +43,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
     monkeypatch.setattr(_float32_linear.Float32LinearFunction, "apply", staticmethod(spy))
     return shapes
-
-
-Results = tuple[torch.Tensor, list[torch.Tensor]]
 
 
 def gradients_of(function: Callable[..., torch.Tensor], *inputs: torch.Tensor | None) -> Results:
@@ -71,6 +72,35 @@ def test_accuracy(rows: tuple[int, ...], depth: int, width: int, with_bias: bool
     pytorch, ours = gradients_of(F.linear, *inputs), gradients_of(_float32_linear.linear, *inputs)
     assert ours[0].dtype == dtype
     assert_all_as_accurate(ours, pytorch, exact)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("which", ["x", "weight", "dy"])
+def test_layouts(layout: str, which: str) -> None:
+    def run(inputs: dict[str, torch.Tensor]) -> Results:
+        x, weight = inputs["x"].detach().requires_grad_(), inputs["weight"].detach().requires_grad_()
+        y = _float32_linear.linear(x, weight, None)
+        return y, list(torch.autograd.grad(y, (x, weight), inputs["dy"]))
+
+    x, weight, _ = make_inputs(dtype=torch.bfloat16)
+    inputs = {"x": x, "weight": weight, "dy": torch.randn(2, 5, 250, dtype=torch.bfloat16)}
+    y, gradients = run(inputs)
+    # Layouts are those of three dimensions.
+    shape = inputs[which].shape
+    leading = [1] * (3 - len(shape))
+    inputs[which] = LAYOUTS[layout](inputs[which].view(*leading, *shape))[(0,) * len(leading)]
+    assert inputs[which].shape == shape
+    other, others = run(inputs)
+    torch.testing.assert_close([other, *others], [y, *gradients])
+
+
+@pytest.mark.parametrize("layout", MAP_LAYOUTS)
+def test_layouts_of_maps(layout: str) -> None:
+    _, weight, bias = make_inputs(dtype=torch.bfloat16)
+    x = torch.randn(3, 300, 4, 5, dtype=torch.bfloat16)
+    y, gradients = gradients_of(_float32_linear.pointwise, x, weight, bias)
+    other, others = gradients_of(_float32_linear.pointwise, MAP_LAYOUTS[layout](x), weight, bias)
+    torch.testing.assert_close([other, *others], [y, *gradients])
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -192,6 +222,32 @@ def test_layers(name: str, training: bool, calls: list[torch.Size]) -> None:
         assert_as_accurate(value, pytorch, exact)
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(264, 264, 3, padding=1),
+        nn.Conv2d(264, 264, 1, stride=2),
+        nn.Conv2d(528, 528, 1, groups=2),
+        nn.Conv2d(264, 264, 1, padding=1),
+    ],
+    ids=str,
+)
+def test_convolutions_that_see_more_than_a_pixel(conv: nn.Conv2d, calls: list[torch.Size]) -> None:
+    layer = mixer_kernels.ConvMixerLayer(conv.in_channels, 3).to(torch.bfloat16)
+    layer[1] = conv.to(torch.bfloat16)
+    layer(torch.randn(1, conv.in_channels, 4, 4, dtype=torch.bfloat16))
+    assert calls == []
+
+
+def test_the_native_kernels_decide_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    extension = pytest.importorskip("mixer_kernels._C")
+    if platform.machine() != "x86_64":
+        pytest.skip("not an x86-64")
+    monkeypatch.delenv("MIXER_KERNELS_ISA", raising=False)
+    multiplies_bfloat16 = extension.build_info()["cpu_isa"] in ("avx512_bf16", "amx")
+    assert (torch.bfloat16 in _float32_linear._faster_for()) == (not multiplies_bfloat16)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ALL_LAYERS)
 def test_compile(name: str, autocast: bool) -> None:
@@ -205,8 +261,13 @@ def test_compile(name: str, autocast: bool) -> None:
         return graph.forward
 
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=keep)
+
+    def gradients(function: Callable[..., torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            y = function(x)
+        return [y, *torch.autograd.grad(y.float().square().sum(), tuple(layer.parameters()))]
+
     for batch in (2, 3):
         x = torch.randn(batch, *shape[1:], dtype=torch.bfloat16)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            torch.testing.assert_close(compiled(x), layer(x))
+        torch.testing.assert_close(gradients(compiled, x), gradients(layer, x))
     assert sum("autograd_function_apply" in node for node in nodes) >= len(products)

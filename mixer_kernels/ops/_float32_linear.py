@@ -2,8 +2,8 @@
 
 Without instructions for a dtype PyTorch multiplies it element by element, or with oneDNN's emulation of bfloat16. And
 cores of Intel make four multiply-adds of float32 in the time of one dot product of bfloat16 pairs, twice as many
-products: what is fast there are the tile registers of AMX, which some virtual machines hide. What whole
-models win there: `benchmarks/results/intel-xeon-avx512-2-threads`.
+products: what is fast there are the tile registers of AMX, which some virtual machines hide. What whole models win
+there: `benchmarks/results/intel-xeon-avx512-2-threads`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def _faster_for() -> frozenset[torch.dtype]:
     if cpu.get("architecture") != "x86_64":
         return frozenset()
     dtypes = {torch.bfloat16, torch.float16}
-    is_amd = cpu.get("cpu_name", "").startswith("AMD")
-    if cpu.get("amx_bf16", False) or (is_amd and cpu.get("avx512_bf16", False)):
+    # The kernels decide alike (fastest_isa in csrc/common/isa.cpp).
+    is_intel = cpu.get("cpu_name", "").startswith("Intel")
+    if cpu.get("amx_bf16", False) or (cpu.get("avx512_bf16", False) and not is_intel):
         dtypes.remove(torch.bfloat16)
     if cpu.get("avx512_fp16", False):
         dtypes.remove(torch.float16)
