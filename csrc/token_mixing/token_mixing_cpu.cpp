@@ -17,6 +17,7 @@
 #include "common/grain.h"
 #include "common/isa.h"
 #include "common/normal_cdf.h"
+#include "common/output.h"
 #include "common/rows.h"
 #include "common/scratch.h"
 #include "token_mixing/token_mixing_binding.h"
@@ -102,7 +103,7 @@ TokenMixingForward forward(const char* op, const at::Tensor& x, const OptionalTe
                            const OptionalTensor& weight2, const OptionalTensor& bias2, double eps, int64_t activation,
                            bool allow_tf32) {
   const int64_t rows = weight2 ? x.size(1) : weight1.size(0);
-  at::Tensor y = at::empty({x.size(0), rows, x.size(2)}, x.options());
+  at::Tensor y = in_huge_pages(at::empty({x.size(0), rows, x.size(2)}, x.options()));
   at::Tensor mean = empty_statistics(x), rstd = empty_statistics(x);
   if (x.numel() == 0) return {y, mean, rstd};
   dispatch_floating(x.scalar_type(), op, [&](auto tag) {
@@ -123,7 +124,7 @@ TokenMixingBackward backward(const char* op, const at::Tensor& dy, const at::Ten
                              const at::Tensor& rstd, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                              const at::Tensor& weight1, const OptionalTensor& bias1, const OptionalTensor& weight2,
                              const OptionalTensor& bias2, int64_t activation, bool allow_tf32) {
-  at::Tensor dx = at::empty(x.sizes(), x.options());
+  at::Tensor dx = empty_contiguous_output(x);
   at::Tensor dweight1 = empty_gradient(weight1, x), dbias1 = empty_gradient(bias1, x);
   at::Tensor dweight2 = empty_gradient(weight2, x), dbias2 = empty_gradient(bias2, x);
   at::Tensor dnorm_weight = empty_gradient(norm_weight, x), dnorm_bias = empty_gradient(norm_bias, x);
