@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from torch import nn
 
 import mixer_kernels
 from mixer_kernels import reference
+from mixer_kernels.models import create_model
+from mixer_kernels.nn._channels import patchwise
 from mixer_kernels.ops import _float32_linear, _onednn
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -115,6 +118,28 @@ def test_pixels_of_maps(dtype: torch.dtype, with_bias: bool, memory_format: torc
     inputs = (x, weight[..., None, None], *([bias] if with_bias else []))
     exact = gradients_of(F.conv2d, *(value.double() for value in inputs))
     pytorch, ours = gradients_of(F.conv2d, *inputs), gradients_of(pointwise, *inputs)
+    assert ours[0].is_contiguous(memory_format=memory_format)
+    assert_all_as_accurate(ours, pytorch, exact)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_patches_of_maps(
+    dtype: torch.dtype, with_bias: bool, memory_format: torch.memory_format, calls: list[torch.Size]
+) -> None:
+    def embed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        part = nn.Conv2d(17, 250, 4, stride=4, bias=with_bias, device="meta")
+        # Not parameters, whose gradients would be theirs.
+        part._parameters.update(weight=weight, bias=bias)
+        return patchwise(part, x, None)
+
+    x = torch.randn(3, 17, 8, 12, dtype=dtype).to(memory_format=memory_format)
+    inputs = (x, torch.randn(250, 17, 4, 4, dtype=dtype) / 16, *([torch.randn(250, dtype=dtype)] if with_bias else []))
+    in_patches = partial(F.conv2d, stride=4)
+    exact = gradients_of(in_patches, *(value.double() for value in inputs))
+    pytorch, ours = gradients_of(in_patches, *inputs), gradients_of(embed, *inputs)
+    assert calls == [(250, 17 * 16)]
     assert ours[0].is_contiguous(memory_format=memory_format)
     assert_all_as_accurate(ours, pytorch, exact)
 
@@ -229,13 +254,18 @@ def test_layers(name: str, training: bool, calls: list[torch.Size]) -> None:
         nn.Conv2d(264, 264, 1, stride=2),
         nn.Conv2d(528, 528, 1, groups=2),
         nn.Conv2d(264, 264, 1, padding=1),
+        nn.Conv2d(264, 264, (2, 1), stride=(2, 1)),
+        nn.Conv2d(264, 264, 2, stride=2, dilation=2),
+        nn.Conv2d(264, 264, 2, stride=2, padding=1),
+        # The map is not whole patches.
+        nn.Conv2d(264, 264, 3, stride=3),
     ],
     ids=str,
 )
-def test_convolutions_that_see_more_than_a_pixel(conv: nn.Conv2d, calls: list[torch.Size]) -> None:
+def test_convolutions_of_other_than_pixels_and_patches(conv: nn.Conv2d, calls: list[torch.Size]) -> None:
     layer = mixer_kernels.ConvMixerLayer(conv.in_channels, 3).to(torch.bfloat16)
     layer[1] = conv.to(torch.bfloat16)
-    layer(torch.randn(1, conv.in_channels, 4, 4, dtype=torch.bfloat16))
+    layer(torch.randn(2, conv.in_channels, 4, 4, dtype=torch.bfloat16))
     assert calls == []
 
 
@@ -246,6 +276,42 @@ def test_the_native_kernels_decide_alike(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("MIXER_KERNELS_ISA", raising=False)
     multiplies_bfloat16 = extension.build_info()["cpu_isa"] in ("avx512_bf16", "amx")
     assert (torch.bfloat16 in _float32_linear._faster_for()) == (not multiplies_bfloat16)
+
+
+MODELS = {
+    "mixer_s32_224": ({"num_blocks": 0, "embed_dim": 128}, [(128, 3072), (512, 128)]),
+    "resmlp_12_224": ({"num_blocks": 0, "patch_size": 32, "embed_dim": 128}, [(128, 3072), (512, 128)]),
+    "s2mlpv2_small_7_224": (
+        {"depths": (0, 0), "patch_sizes": (16, 2), "embed_dims": (128, 256)},
+        [(128, 768), (256, 512), (512, 256)],
+    ),
+    "convmixer_768_32": ({"depth": 0, "dim": 128, "patch_size": 16}, [(128, 768), (512, 128)]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stems_and_heads(name: str, calls: list[torch.Size]) -> None:
+    arguments, products = MODELS[name]
+    plain, fused = (
+        create_model(name, backend=b, img_size=64, num_classes=512, **arguments) for b in ("reference", None)
+    )
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+
+    def run(model: nn.Module, dtype: torch.dtype) -> list[torch.Tensor]:
+        model.to(dtype).zero_grad()
+        y = model(x.to(dtype))
+        y.float().square().sum().backward()
+        return [y, *(parameter.grad.clone() for parameter in model.parameters())]
+
+    expected = run(plain, torch.bfloat16)
+    assert calls == []
+    ours = run(fused, torch.bfloat16)
+    assert calls == products
+    for value, pytorch, exact in zip(ours, expected, run(plain, torch.float64), strict=True):
+        assert_as_accurate(value, pytorch, exact)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

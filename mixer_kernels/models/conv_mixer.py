@@ -8,7 +8,29 @@ import torch
 from torch import nn
 
 from mixer_kernels.models.patches import grid_size
+from mixer_kernels.nn._channels import linear, patchwise
 from mixer_kernels.reference._arguments import make_activation
+
+
+class PatchStem(nn.Sequential):
+    """Eq. 1: the convolution that embeds patches, an activation and BatchNorm.
+
+    Args:
+        parts: the three.
+        backend: None, or "reference" for plain PyTorch.
+    """
+
+    def __init__(self, *parts: nn.Module, backend: str | None) -> None:
+        super().__init__(*parts)
+        self.backend = backend
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_chans, H, W) to (B, C, H / P, W / P)."""
+        embed, *others = self
+        x = patchwise(embed, x, self.backend)
+        for part in others:
+            x = part(x)
+        return x
 
 
 class ConvMixer(nn.Module):
@@ -24,7 +46,7 @@ class ConvMixer(nn.Module):
         kernel_size: K of the depthwise convolutions.
         patch_size: pixels along a side of a patch.
         activation: None, "relu", "gelu" or "gelu_tanh".
-        backend: passed to the layers.
+        backend: passed to the layers, stem and head.
         device: where the parameters are created.
         dtype: their type.
     """
@@ -50,10 +72,12 @@ class ConvMixer(nn.Module):
         self.img_size = img_size
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.stem = nn.Sequential(
+        self.backend = backend
+        self.stem = PatchStem(
             nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, device=device, dtype=dtype),
             make_activation(activation),
             nn.BatchNorm2d(dim, device=device, dtype=dtype),
+            backend=backend,
         )
         self.blocks = nn.Sequential(
             *(
@@ -71,7 +95,7 @@ class ConvMixer(nn.Module):
 
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, h, w) to (B, num_classes)."""
-        return self.head(x.mean(dim=(2, 3)))
+        return linear(self.head, x.mean(dim=(2, 3)), self.backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chans, H, W) to (B, num_classes)."""

@@ -25,7 +25,7 @@ class MlpMixer(TokenModel):
         embed_dim: channels C.
         mlp_ratio: widths of the token and of the channel perceptron, both relative to C.
         activation: None, "relu", "gelu" or "gelu_tanh".
-        backend: passed to the layers.
+        backend: passed to the layers, stem and head.
         device: where the parameters are created.
         dtype: their type.
     """
@@ -61,6 +61,7 @@ class MlpMixer(TokenModel):
             patch_size=patch_size,
             num_blocks=num_blocks,
             embed_dim=embed_dim,
+            backend=backend,
             device=device,
             dtype=dtype,
         )

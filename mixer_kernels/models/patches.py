@@ -7,6 +7,8 @@ from typing import cast
 import torch
 from torch import nn
 
+from mixer_kernels.nn._channels import patchwise
+
 # Standard deviation of a unit normal cut off at two; dividing by it restores the variance that is asked for.
 _TRUNCATED_STD = 0.8796256610342398
 
@@ -41,6 +43,7 @@ class PatchEmbed(nn.Module):
         patch_size: pixels P along a side of a patch.
         in_chans: channels of the image.
         embed_dim: channels C of a token.
+        backend: None, or "reference" for plain PyTorch.
         device: where the parameters are created.
         dtype: their type.
     """
@@ -52,10 +55,12 @@ class PatchEmbed(nn.Module):
         in_chans: int,
         embed_dim: int,
         *,
+        backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.backend = backend
         rows, columns = grid_size(type(self).__name__, img_size, patch_size)
         self.img_size = to_pair(img_size)
         self.num_patches = rows * columns
@@ -72,7 +77,7 @@ class PatchEmbed(nn.Module):
         """Map (B, in_chans, H, W) to (B, S, C), S = HW / P^2."""
         _check_image(x, self.proj.in_channels, *self.img_size)
         # One copy here, or the residual sums of all blocks would keep the convolution's channel-first layout.
-        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
+        return patchwise(self.proj, x, self.backend).flatten(2).transpose(1, 2).contiguous()
 
 
 # Symbolic tracing takes it as it is.

@@ -27,7 +27,7 @@ class ResMLP(TokenModel):
         init_values: where the LayerScales start.
         activation: None, "relu", "gelu" or "gelu_tanh".
         global_pool: "avg", the mean of the tokens, or "class_mlp", the paper's learned summary.
-        backend: passed to the layers.
+        backend: passed to the layers, stem and head.
         device: where the parameters are created.
         dtype: their type.
 
@@ -78,6 +78,7 @@ class ResMLP(TokenModel):
             patch_size=patch_size,
             num_blocks=num_blocks,
             embed_dim=embed_dim,
+            backend=backend,
             device=device,
             dtype=dtype,
         )

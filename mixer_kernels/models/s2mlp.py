@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mixer_kernels.models.patches import grid_size
+from mixer_kernels.nn._channels import linear, patchwise
 
 
 class S2Stage(nn.Module):
@@ -23,7 +24,7 @@ class S2Stage(nn.Module):
         depth: number of S2 blocks.
         mlp_ratio: width of the channel perceptron relative to C.
         attention_ratio: hidden width of the split attention relative to C.
-        backend: passed to the layers.
+        backend: passed to the blocks and the merging of patches.
         device: where the parameters are created.
         dtype: their type.
     """
@@ -43,6 +44,7 @@ class S2Stage(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        self.backend = backend
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, device=device, dtype=dtype)
         self.blocks = nn.Sequential(
             *(
@@ -54,7 +56,7 @@ class S2Stage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chans, H, W) to (B, C, H / P, W / P), channels last in memory."""
         # One copy here, or every residual sum of the stage would keep the convolution's channel-first layout.
-        x = self.proj(x).permute(0, 2, 3, 1).contiguous()
+        x = patchwise(self.proj, x, self.backend).permute(0, 2, 3, 1).contiguous()
         return self.blocks(x).permute(0, 3, 1, 2)
 
 
@@ -71,7 +73,7 @@ class S2MLPv2(nn.Module):
         depths: number of S2 blocks, by stage.
         mlp_ratio: width of the channel perceptron relative to C.
         attention_ratio: hidden width of the split attention relative to C.
-        backend: passed to the layers.
+        backend: passed to the stages and the head.
         device: where the parameters are created.
         dtype: their type.
 
@@ -105,6 +107,7 @@ class S2MLPv2(nn.Module):
         self.img_size = img_size
         self.in_chans = in_chans
         self.num_classes = num_classes
+        self.backend = backend
         self.stages = nn.Sequential(
             *(
                 S2Stage(
@@ -133,7 +136,7 @@ class S2MLPv2(nn.Module):
 
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, h, w) to (B, num_classes)."""
-        return self.head(x.mean(dim=(2, 3)))
+        return linear(self.head, x.mean(dim=(2, 3)), self.backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chans, H, W) to (B, num_classes)."""

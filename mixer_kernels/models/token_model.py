@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mixer_kernels.models.patches import PatchEmbed
+from mixer_kernels.nn._channels import linear
 
 
 class TokenModel(nn.Module):
@@ -22,6 +23,7 @@ class TokenModel(nn.Module):
         patch_size: pixels along a side of a patch.
         num_blocks: number of blocks.
         embed_dim: channels C.
+        backend: None, or "reference" for plain PyTorch in stem and head.
         device: where the parameters are created.
         dtype: their type.
     """
@@ -37,6 +39,7 @@ class TokenModel(nn.Module):
         patch_size: int,
         num_blocks: int,
         embed_dim: int,
+        backend: str | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
@@ -44,7 +47,8 @@ class TokenModel(nn.Module):
         self.img_size = img_size
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.stem = PatchEmbed(img_size, patch_size, in_chans, embed_dim, device=device, dtype=dtype)
+        self.backend = backend
+        self.stem = PatchEmbed(img_size, patch_size, in_chans, embed_dim, backend=backend, device=device, dtype=dtype)
         self.blocks = nn.Sequential(*(make_block(self.stem.num_patches) for _ in range(num_blocks)))
         self.norm = make_norm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
@@ -57,7 +61,7 @@ class TokenModel(nn.Module):
 
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         """Map tokens, (B, S, C), to (B, num_classes)."""
-        return self.head(x.mean(dim=1))
+        return linear(self.head, x.mean(dim=1), self.backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chans, H, W) to (B, num_classes)."""

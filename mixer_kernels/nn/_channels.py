@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, observed
@@ -27,22 +28,30 @@ def linear(part: Any, x: torch.Tensor, backend: str | None, act: Any = None) -> 
     return y if act is None else act(y)
 
 
-def pointwise(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
-    """Return ``part(x)`` of a convolution of single pixels, or of what took its place."""
-    if _may_bypass(part, nn.Conv2d, backend) and _is_pointwise(part) and isinstance(x, torch.Tensor) and x.dim() == 4:
+def patchwise(part: Any, x: torch.Tensor, backend: str | None) -> torch.Tensor:
+    """Return ``part(x)`` of a convolution of patches side by side or of single pixels, or of what took its place."""
+    if _may_bypass(part, nn.Conv2d, backend) and _float32_linear.may_pay_for(x) and _cuts_into_patches(part, x):
+        size = part.kernel_size[0]
+        # A patch is a pixel with more channels.
+        pixels = F.pixel_unshuffle(x, size) if size > 1 else x
         weight = part.weight.flatten(1)
-        if _float32_linear.pays(x.movedim(1, -1), weight, part.bias):
-            return _float32_linear.pointwise(x, weight, part.bias)
+        if _float32_linear.pays(pixels.movedim(1, -1), weight, part.bias):
+            return _float32_linear.pointwise(pixels, weight, part.bias)
     y: torch.Tensor = part(x)
     return y
 
 
-def _is_pointwise(part: nn.Conv2d) -> bool:
-    ones = (1, 1)
+def _cuts_into_patches(part: nn.Conv2d, x: torch.Tensor) -> bool:
+    height, width = part.kernel_size
     return (
-        part.kernel_size == part.stride == ones
+        height == width
+        and part.stride == part.kernel_size
+        and part.dilation == (1, 1)
         and part.groups == 1
+        # Those that have a name pad nothing with such strides.
         and (isinstance(part.padding, str) or part.padding == (0, 0))
+        and x.dim() == 4
+        and (height == 1 or x.shape[2] % height == x.shape[3] % width == 0)
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from mixer_kernels import reference
 from mixer_kernels.functional import depthwise_conv2d
-from mixer_kernels.nn._channels import pointwise
+from mixer_kernels.nn._channels import patchwise
 from mixer_kernels.nn._parts import ACTIVATIONS, activation_name, is_plain, observed
 from mixer_kernels.ops import _backend, _checks
 from mixer_kernels.ops.depthwise_conv2d import choose, depthwise_conv2d_batch_norm, normalization, scaled_activation
@@ -135,7 +135,7 @@ def _mix_channels(x: torch.Tensor, parts: Any, backend: str | None) -> torch.Ten
             x = part(x)
         return x
     conv, act, norm = parts
-    z = pointwise(conv, x, backend)
+    z = patchwise(conv, x, backend)
     name = choose("ConvMixerLayer", backend, z) if _is_one_pass(z, act, norm) else _backend.REFERENCE
     if name == _backend.REFERENCE:
         return norm(act(z))

@@ -41,14 +41,18 @@ def may_pay() -> bool:
     return bool(FASTER_FOR) and not _checks.is_transformed()
 
 
+def may_pay_for(x: Any) -> bool:
+    """Return whether any linear layer of ``x`` is faster this way here and now."""
+    return may_pay() and isinstance(x, torch.Tensor) and _result_dtype(x) in FASTER_FOR
+
+
 def pays(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> bool:
     """Return whether a linear layer is faster this way; what it takes no part in, PyTorch has to answer for."""
-    if not may_pay() or not _linear_call.is_ordinary(x, weight, bias, (*FASTER_FOR, torch.float32)):
+    if not may_pay_for(x) or not _linear_call.is_ordinary(x, weight, bias, (*FASTER_FOR, torch.float32)):
         return False
-    dtype = _result_dtype(x)
     # Autocast would round those of float32.
     given = {value.dtype for value in (x, weight, bias) if value is not None}
-    return dtype in FASTER_FOR and (_checks.autocasts(x) or given == {dtype})
+    return _checks.autocasts(x) or given == {_result_dtype(x)}
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> torch.Tensor:
