@@ -208,6 +208,8 @@ def test_what_pytorch_has_to_answer_for() -> None:
     }
     assert _float32_linear.pays(x, weight, bias)
     assert _float32_linear.pays(x, nn.Parameter(weight), None)
+    assert _float32_linear.may_pay_for(x)
+    assert not any(map(_float32_linear.may_pay_for, (x.float(), x.to("meta"), None)))
     assert [name for name, inputs in others.items() if _float32_linear.pays(*inputs)] == []
     with torch.autograd.forward_ad.dual_level():
         assert not _float32_linear.pays(x, weight, bias)

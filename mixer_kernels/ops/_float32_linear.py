@@ -43,7 +43,7 @@ def may_pay() -> bool:
 
 def may_pay_for(x: Any) -> bool:
     """Return whether any linear layer of ``x`` is faster this way here and now."""
-    return may_pay() and isinstance(x, torch.Tensor) and _result_dtype(x) in FASTER_FOR
+    return may_pay() and isinstance(x, torch.Tensor) and x.device.type == "cpu" and _result_dtype(x) in FASTER_FOR
 
 
 def pays(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> bool:
