@@ -343,6 +343,11 @@ def test_pixel_models_take_any_size(name: str) -> None:
     assert create_tiny(name)(torch.randn(1, 2, 70, 28, dtype=torch.float64)).shape == (1, 5)
 
 
+def test_parts_of_a_stem() -> None:
+    stem, x = create_tiny("convmixer_768_32").stem, make_image("convmixer_768_32")
+    assert torch.equal(stem[1:](stem[:1](x)), stem(x))
+
+
 def test_initial_output_of_a_zero_head() -> None:
     model = create_model("mixer_s16_224", **TINY["mixer_s16_224"][0])
     assert model.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,20 +17,18 @@ class PatchStem(nn.Sequential):
     """Eq. 1: the convolution that embeds patches, an activation and BatchNorm.
 
     Args:
-        parts: the three.
+        parts: the three, as ``nn.Sequential`` takes them.
         backend: None, or "reference" for plain PyTorch.
     """
 
-    def __init__(self, *parts: nn.Module, backend: str | None) -> None:
+    def __init__(self, *parts: Any, backend: str | None = None) -> None:
         super().__init__(*parts)
         self.backend = backend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chans, H, W) to (B, C, H / P, W / P)."""
-        embed, *others = self
-        x = patchwise(embed, x, self.backend)
-        for part in others:
-            x = part(x)
+        for part in self:
+            x = patchwise(part, x, self.backend)
         return x
 
 
