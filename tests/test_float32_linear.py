@@ -25,7 +25,37 @@ DTYPES = [torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 Results = tuple[torch.Tensor, list[torch.Tensor]]
 
-ALL_LAYERS = LAYERS | {"ConvMixerLayer": (lambda package: package.ConvMixerLayer(264, 3), (2, 264, 3, 4), [None])}
+
+def model_of(name: str, **arguments: Any) -> Callable[[Any], nn.Module]:
+    """Return what builds a model, without its layers if ``arguments`` say so, from those of a package."""
+
+    def build(package: Any) -> nn.Module:
+        backend = "reference" if package is reference else None
+        model = create_model(name, backend=backend, img_size=64, num_classes=512, **arguments)
+        # Heads begin with zeros.
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        return model
+
+    return build
+
+
+IMAGES = (2, 3, 64, 64)
+STEMS_AND_HEADS = {
+    "MlpMixer": (model_of("mixer_s32_224", num_blocks=0, embed_dim=128), IMAGES, 2 * [None]),
+    "ResMLP": (model_of("resmlp_12_224", num_blocks=0, patch_size=32, embed_dim=128), IMAGES, 2 * [None]),
+    "S2MLPv2": (
+        model_of("s2mlpv2_small_7_224", depths=(0, 0), patch_sizes=(16, 2), embed_dims=(128, 256)),
+        IMAGES,
+        3 * [None],
+    ),
+    "ConvMixer": (model_of("convmixer_768_32", depth=0, dim=128, patch_size=16), IMAGES, 2 * [None]),
+}
+ALL_LAYERS = (
+    LAYERS
+    | {"ConvMixerLayer": (lambda package: package.ConvMixerLayer(264, 3), (2, 264, 3, 4), [None])}
+    | STEMS_AND_HEADS
+)
 
 
 @pytest.fixture(autouse=True)
@@ -278,42 +308,6 @@ def test_the_native_kernels_decide_alike(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("MIXER_KERNELS_ISA", raising=False)
     multiplies_bfloat16 = extension.build_info()["cpu_isa"] in ("avx512_bf16", "amx")
     assert (torch.bfloat16 in _float32_linear._faster_for()) == (not multiplies_bfloat16)
-
-
-MODELS = {
-    "mixer_s32_224": ({"num_blocks": 0, "embed_dim": 128}, [(128, 3072), (512, 128)]),
-    "resmlp_12_224": ({"num_blocks": 0, "patch_size": 32, "embed_dim": 128}, [(128, 3072), (512, 128)]),
-    "s2mlpv2_small_7_224": (
-        {"depths": (0, 0), "patch_sizes": (16, 2), "embed_dims": (128, 256)},
-        [(128, 768), (256, 512), (512, 256)],
-    ),
-    "convmixer_768_32": ({"depth": 0, "dim": 128, "patch_size": 16}, [(128, 768), (512, 128)]),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_stems_and_heads(name: str, calls: list[torch.Size]) -> None:
-    arguments, products = MODELS[name]
-    plain, fused = (
-        create_model(name, backend=b, img_size=64, num_classes=512, **arguments) for b in ("reference", None)
-    )
-    for parameter in plain.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    fused.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 64, 64)
-
-    def run(model: nn.Module, dtype: torch.dtype) -> list[torch.Tensor]:
-        model.to(dtype).zero_grad()
-        y = model(x.to(dtype))
-        y.float().square().sum().backward()
-        return [y, *(parameter.grad.clone() for parameter in model.parameters())]
-
-    expected = run(plain, torch.bfloat16)
-    assert calls == []
-    ours = run(fused, torch.bfloat16)
-    assert calls == products
-    for value, pytorch, exact in zip(ours, expected, run(plain, torch.float64), strict=True):
-        assert_as_accurate(value, pytorch, exact)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

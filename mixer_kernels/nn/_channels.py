@@ -1,4 +1,4 @@
-"""The layers over the channels: plain PyTorch, but for dtypes in which this CPU has something faster."""
+"""The layers over channels and patches: plain PyTorch, but for dtypes in which this CPU has something faster."""
 
 from __future__ import annotations
 
