@@ -416,6 +416,21 @@ def test_every_instruction_set(dtype, isa):
         assert_accurate("native", lambda whole=whole: whole()[:3], arrange, **options)
 
 
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
+def test_small_integers_are_exact(memory_format, isa):
+    # Minimal filtering takes sums and differences of inputs and of weights: none may be of another one.
+    kernels = [(7, 7), (9, 9), (9, 8), (8, 10), (11, 11), (5, 31), (51, 5), (31, 3), (63, 4)]
+    channels = 70 if memory_format is NHWC else 3
+    for kernel, height, width in itertools.product(kernels, (1, 19), (1, 15, 34, 65)):
+        x = torch.randint(-8, 9, (2, channels, height, width)).float().contiguous(memory_format=memory_format)
+        weight = torch.randint(-4, 5, (channels, 1, *kernel)).float()
+        for padding in ("same", (kernel[0] // 2, 2), (kernel[0], kernel[1] + 5)):
+            if padding == "same" or width + 2 * padding[1] >= kernel[1]:
+                y = op("native", padding=padding)(x, weight)
+                assert torch.equal(y, op("reference", padding=padding)(x.contiguous(), weight))
+
+
 def test_without_onednn():
     with torch.backends.mkldnn.flags(enabled=False):
         assert_accurate("native", lambda: draw((2, 20, 11, 13), (7, 7), torch.bfloat16), torch.clone, padding=3)
@@ -474,14 +489,16 @@ def test_statistics_are_those_of_the_stored_values(dtype, memory_format, isa):
 
 
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
-def test_values_that_are_not_finite_stay_in_their_window(device, backend, memory_format):
-    inputs = draw((3, 20, 12, 40), (5, 3), torch.float32, device)
+@pytest.mark.parametrize("kernel", [(5, 3), (7, 7), (9, 9), (9, 8)], ids=str)
+def test_values_that_are_not_finite_stay_in_their_window(device, backend, kernel, memory_format):
+    inputs = draw((3, 20, 12, 40), kernel, torch.float32, device)
     x = inputs[0].contiguous(memory_format=memory_format)
     expected = op(backend)(x, *inputs[1:])
     x[1, 3, 6, 20] = float("nan")
     y = op(backend)(x, *inputs[1:])
-    assert y[1, 3, 4:9, 19:22].isnan().all()
-    y[1, 3, 4:9, 19:22] = expected[1, 3, 4:9, 19:22]
+    rows, columns = (slice(at - size // 2, at + (size + 1) // 2) for at, size in zip((6, 20), kernel, strict=True))
+    assert y[1, 3, rows, columns].isnan().all()
+    y[1, 3, rows, columns] = expected[1, 3, rows, columns]
     assert torch.equal(y, expected)
 
 

@@ -11,14 +11,20 @@
 #include "common/math_simd.h"
 // The innermost loops of most convolutions.
 #include "depthwise_conv2d/register_block_simd.h"
+// The same with fewer products.
+#include "depthwise_conv2d/winograd_block_simd.h"
 // Tiles of maps, then what runs on them.
 #include "depthwise_conv2d/lane_tiles_simd.h"
 // Forward, and the gradient of x.
 #include "depthwise_conv2d/lane_convolution_simd.h"
-// The same with the columns of a plane in the lanes: tiles, two ways to convolve them, and what surrounds those.
+// With fewer products.
+#include "depthwise_conv2d/winograd_lanes_simd.h"
+// The same with the columns of a plane in the lanes: tiles, three ways to convolve them, and what surrounds those.
 #include "depthwise_conv2d/plane_tiles_simd.h"
 // In float32, or of bfloat16 pairs.
 #include "depthwise_conv2d/row_convolution_simd.h"
+// In float32 with fewer products.
+#include "depthwise_conv2d/winograd_planes_simd.h"
 // In bfloat16 on AMX.
 #include "depthwise_conv2d/banded_convolution_simd.h"
 // Both.
@@ -30,9 +36,13 @@
 enum class Path { kLanes, kRows, kBands };
 
 template <typename scalar_t>
+bool is_stepless(const Correlation<scalar_t>& c) {
+  return std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
+}
+
+template <typename scalar_t>
 Path path_of(const Correlation<scalar_t>& c) {
-  const bool stepless = std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
-  if (!stepless || std::is_same_v<scalar_t, double>) return Path::kLanes;
+  if (!is_stepless(c) || std::is_same_v<scalar_t, double>) return Path::kLanes;
   if (std::is_same_v<scalar_t, c10::BFloat16> && c.amx) {
     // Where channels are side by side, few taps take less time in float32 than planes to and from their bands do.
     constexpr int64_t kFewTaps = 81;
@@ -56,13 +66,25 @@ void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>
   using operand_t = operand_type<scalar_t>;
   const Path path = path_of(c);
   if constexpr (!std::is_same_v<scalar_t, double>) {
-    if (path == Path::kRows) return convolve_planes<scalar_t, RowConvolution<scalar_t, operand_t>>(c, e, y, moments);
+    if (path == Path::kRows) {
+      if constexpr (std::is_same_v<operand_t, float>) {
+        if (WinogradPlanes<scalar_t>::pays(c))
+          return convolve_planes<scalar_t, WinogradPlanes<scalar_t>>(c, e, y, moments);
+      }
+      return convolve_planes<scalar_t, RowConvolution<scalar_t, operand_t>>(c, e, y, moments);
+    }
   }
   if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) {
     if (path == Path::kBands) return convolve_planes<scalar_t, BandedConvolution<scalar_t>>(c, e, y, moments);
   }
   // A unit of two taps needs two. CPUs with AMX multiply float32 faster than pairs.
-  if (c.kernel.w < kUnitDepth<operand_t> || c.amx)
-    return convolve_lanes<scalar_t, acc_type<scalar_t>>(c, e, y, moments);
-  convolve_lanes<scalar_t, operand_t>(c, e, y, moments);
+  if (std::is_same_v<operand_t, acc_type<scalar_t>> || c.kernel.w < kUnitDepth<operand_t> || c.amx) {
+    if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
+      if (is_stepless(c) && WinogradLanes<scalar_t>::pays(c)) {
+        return convolve_lanes<scalar_t, WinogradLanes<scalar_t>>(c, e, y, moments);
+      }
+    }
+    return convolve_lanes<scalar_t, LaneConvolution<scalar_t, acc_type<scalar_t>>>(c, e, y, moments);
+  }
+  convolve_lanes<scalar_t, LaneConvolution<scalar_t, operand_t>>(c, e, y, moments);
 }

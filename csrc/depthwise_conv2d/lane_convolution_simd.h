@@ -1,49 +1,53 @@
 // The convolution itself, and the gradient of its input: outputs of a tile in registers, taps one after another.
 // Compiled once for each instruction set by foreach_isa.h after lane_tiles_simd.h, inside a namespace.
 
-// The kernels of all channels, as units: (blocks of channels, taps, KH, lanes), where a unit of two elements is two
-// taps of a row.
+// The kernels of a block of channels from `channel` on, as units: (taps, KH, lanes), where a unit of two elements is
+// two taps of a row. natural: room for (KH, KW, lanes).
+template <typename operand_t, typename scalar_t>
+void load_kernels(const Correlation<scalar_t>& c, int64_t channel, unit_type<operand_t>* natural,
+                  unit_type<operand_t>* to) {
+  constexpr int64_t lanes = kLanes<acc_type<scalar_t>>;
+  const int64_t taps = c.kernel.h * c.kernel.w;
+  Map<const scalar_t> map;
+  map.channel_step = taps;
+  map.column_step = 1;
+  load_pixels(map, c.weight + channel * taps, std::min(lanes, c.channels - channel), taps, natural);
+  for_kernel_units<operand_t>(
+      c, [&](int64_t index) { return load(natural + index * lanes); },
+      [&](const UnitVector<operand_t>& unit) {
+        store(to, unit);
+        to += lanes;
+      });
+}
+
+// Those of all channels: (blocks of channels, taps, KH, lanes).
 template <typename scalar_t, typename operand_t>
 class LaneKernels {
  public:
-  using acc_t = acc_type<scalar_t>;
   using unit_t = unit_type<operand_t>;
-  static constexpr int64_t lanes = kLanes<acc_t>;
+  static constexpr int64_t lanes = kLanes<acc_type<scalar_t>>;
 
   explicit LaneKernels(const Correlation<scalar_t>& c)
-      : c_(c),
+      : rows_(c.kernel.h),
         taps_(units<operand_t>(c.kernel.w)),
-        size_(c.kernel.h * taps_ * lanes),
+        size_(rows_ * taps_ * lanes),
         units_((c.channels + lanes - 1) / lanes * size_) {
     at::parallel_for(0, (c.channels + lanes - 1) / lanes, rows_per_task(size_), [&](int64_t begin, int64_t end) {
       const Scratch<unit_t> room(c.kernel.h * c.kernel.w * lanes);
-      for (int64_t block = begin; block < end; ++block) fill(block, room.get());
+      for (int64_t block = begin; block < end; ++block) {
+        load_kernels<operand_t>(c, block * lanes, room.get(), units_.get() + block * size_);
+      }
     });
   }
 
   int64_t taps() const { return taps_; }
   // Of a block of channels from `channel` on.
   const unit_t* unit(int64_t channel, int64_t row, int64_t tap) const {
-    return units_.get() + channel / lanes * size_ + (tap * c_.kernel.h + row) * lanes;
+    return units_.get() + channel / lanes * size_ + (tap * rows_ + row) * lanes;
   }
 
  private:
-  void fill(int64_t block, unit_t* natural) {
-    const int64_t taps = c_.kernel.h * c_.kernel.w, channel = block * lanes;
-    Map<const scalar_t> map;
-    map.channel_step = taps;
-    map.column_step = 1;
-    load_pixels(map, c_.weight + channel * taps, std::min(lanes, c_.channels - channel), taps, natural);
-    unit_t* to = units_.get() + block * size_;
-    const auto weight = [&](int64_t index) { return load(natural + index * lanes); };
-    for_kernel_units<operand_t>(c_, weight, [&](const Vector<unit_t>& unit) {
-      store(to, unit);
-      to += lanes;
-    });
-  }
-
-  const Correlation<scalar_t>& c_;
-  int64_t taps_, size_;
+  int64_t rows_, taps_, size_;
   Scratch<unit_t> units_;
 };
 
@@ -67,7 +71,8 @@ void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, Range row
   using acc_t = acc_type<operand_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   Vector<acc_t> acc[kBlockRows][kVectors];
-  convolve_block<operand_t, kTaps, kVectors>(
+  clear_block<acc_t>(acc);
+  add_columns<operand_t, kTaps, kVectors>(
       taps, [&](int64_t tap) { return x + offsets[tap]; }, x_row, rows,
       [](const unit_type<operand_t>* in, int v) { return load(in + v * lanes); },
       [&](int64_t tap) { return weight + tap * kernel_rows * lanes; },
@@ -132,13 +137,14 @@ __attribute__((always_inline)) inline void ask_for(const Map<scalar_t>& map, con
 template <typename scalar_t, typename operand_t>
 class LaneConvolution {
  public:
+  using Kernels = LaneKernels<scalar_t, operand_t>;
   using acc_t = acc_type<scalar_t>;
   static constexpr int64_t lanes = kLanes<acc_t>;
 
-  LaneConvolution(const Correlation<scalar_t>& c, const LaneKernels<scalar_t, operand_t>& kernels)
+  LaneConvolution(const Correlation<scalar_t>& c, const Kernels& kernels)
       : c_(c),
         kernels_(kernels),
-        x_(c, step(c), c.stride.w, c.dilation.w, margin(c)),
+        x_(c, {whole_steps(c, step(c)), c.tile.w}, c.stride.w, c.dilation.w, margin(c)),
         parts_(kernel_parts({c.kernel.h, kernels.taps()})) {
     for (int64_t tap = 0; tap < kernels.taps(); ++tap) {
       offsets_.push_back(x_[0].offset(unit_column<operand_t>(tap, c.kernel.w) * c.dilation.w));
@@ -157,8 +163,7 @@ class LaneConvolution {
   bool is_single() const { return parts_.size() == 1; }
 
   // A step of outputs of block `block` of a tile, its columns [begin, end) from row `row` on; out: of the first of
-  // them, as accumulators or, where every sum is one running sum, as elements. next: the tile to come; y: where outputs
-  // leave soon, or null.
+  // them, as accumulators or elements. next: the tile to come; y: where outputs leave soon, or null.
   template <typename out_t>
   void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<out_t>& out,
            const TileOfMap& next, const Map<scalar_t>* y) const {
@@ -191,7 +196,8 @@ class LaneConvolution {
                                                  std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
             x + p * lanes, row_step, {above - part.row, above - part.row + height}, offsets,
             taps_inside(part, column, column + vectors - 1), weight, c_.kernel.h, accumulate,
-            {out.row_step, out.data + p * out.column_step, out.column_step, out.bias},
+            {out.row_step, out.data + p * out.column_step, out.column_step,
+             &part == &parts_.back() ? out.bias : Vector<acc_type<out_t>>{}},
             {lines.data + p * lines.column_step, lines.row_step, lines.column_step});
       }
     }
@@ -216,7 +222,7 @@ class LaneConvolution {
   }
 
   const Correlation<scalar_t>& c_;
-  const LaneKernels<scalar_t, operand_t>& kernels_;
+  const Kernels& kernels_;
   TileGroup<scalar_t, operand_t> x_;
   std::vector<KernelPart> parts_;
   std::vector<int64_t> offsets_;
@@ -268,22 +274,24 @@ void tile_moments(const acc_t* values, int64_t pixels, double* mean, double* dev
 }
 
 // Parallel over tiles of blocks of channels.
-template <typename scalar_t, typename operand_t>
+template <typename scalar_t, typename Convolution>
 void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e, const Map<scalar_t>& y,
                     const Moments& moments) {
   using acc_t = acc_type<scalar_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   const TileGrid grid = lane_grid(c);
-  const LaneKernels<scalar_t, operand_t> kernels(c);
-  const int64_t group = blocks_of_task(c), step = LaneConvolution<scalar_t, operand_t>::step(c);
+  const typename Convolution::Kernels kernels(c);
+  const int64_t group = blocks_of_task(c), step = Convolution::step(c);
   const bool kept = moments.mean != nullptr, across = y.channel_step == 1;
   const Activation activation = kept ? Activation::kNone : e.activation;
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
-    LaneConvolution<scalar_t, operand_t> convolution(c, kernels);
-    const bool soon = across && step > 1 && convolution.is_single(), direct = soon && !kept && e.is_only_bias();
+    Convolution convolution(c, kernels);
+    const bool single = convolution.is_single(), soon = across && step > 1 && single;
+    // Sums of parts are added up in y where nothing is rounded there.
+    const bool direct = across && step > 1 && (single || std::is_same_v<scalar_t, acc_t>) && !kept && e.is_only_bias();
     // Outputs leave soon after they are made, 4 KiB at a time, if that does not bring the weights of parts anew.
     const int64_t few = soon ? 4096 / (kBlockRows * kVectorBytes) : c.tile.w;
-    const int64_t size = (c.tile.h + step - 1) / step * step * c.tile.w * lanes;
+    const int64_t size = whole_steps(c, step) * c.tile.w * lanes;
     const Scratch<acc_t> values(kept ? group * size : step * c.tile.w * lanes), room(c.tile.w * lanes);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t task = grid.by_image(index);

@@ -59,7 +59,7 @@ class LaneCorrelation {
         pixels_(units<operand_t>(c.tile.w)),
         dz_row_(pixels_ * lanes),
         dz_size_((c.tile.h + 2) * dz_row_),
-        x_(c, 1, c.dilation.w, c.stride.w, {kWholeMargin, kWholeMargin}),
+        x_(c, c.tile, c.dilation.w, c.stride.w, {kWholeMargin, kWholeMargin}),
         dz_(blocks_of_task(c) * dz_size_),
         natural_(kUnitDepth<operand_t> * dz_row_) {
     for (int64_t i = 0; i < pixels_; ++i) offsets_.push_back(x_[0].offset(i * kUnitDepth<operand_t> * c.stride.w));

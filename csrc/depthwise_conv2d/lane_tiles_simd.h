@@ -21,6 +21,12 @@ TileGrid lane_grid(const Correlation<scalar_t>& c) {
   return {c.batch, c.channels, blocks_of_task(c) * kLanes<acc_type<scalar_t>>, c.out, c.tile};
 }
 
+// The rows of a tile, where `step` of them are made at once.
+template <typename scalar_t>
+int64_t whole_steps(const Correlation<scalar_t>& c, int64_t step) {
+  return (c.tile.h + step - 1) / step * step;
+}
+
 // Calls f(block, part) for the parts of a tile that are a vector of channels wide.
 template <typename scalar_t, typename F>
 void for_channel_blocks(const TileOfMap& tile, const F& f) {
@@ -200,13 +206,13 @@ class PaddedTile {
 template <typename scalar_t, typename operand_t>
 class TileGroup {
  public:
-  // step: rows of outputs that are made at once, so that the last of them may lie below the tile. margin: the zeros
-  // around the map that are read.
-  TileGroup(const Correlation<scalar_t>& c, int64_t step, int64_t phases, int64_t pair_step, Extent margin)
+  // outputs: those that are made; the last ones may lie beside the tile. margin: the zeros around the map that are
+  // read.
+  TileGroup(const Correlation<scalar_t>& c, Extent outputs, int64_t phases, int64_t pair_step, Extent margin)
       : c_(c), margin_(margin.h) {
     for (int64_t block = 0; block < blocks_of_task(c); ++block) {
-      tiles_.emplace_back(input_size((c.tile.h + step - 1) / step * step, c.stride.h, c.kernel.h, c.dilation.h),
-                          input_size(c.tile.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step, margin.w);
+      tiles_.emplace_back(input_size(outputs.h, c.stride.h, c.kernel.h, c.dilation.h),
+                          input_size(outputs.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step, margin.w);
     }
   }
 

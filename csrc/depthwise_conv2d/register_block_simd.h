@@ -63,7 +63,11 @@ inline std::vector<KernelPart> kernel_parts(Extent kernel) {
 struct Range {
   int64_t begin, end;
 
-  bool has(int64_t index) const { return static_cast<uint64_t>(index - begin) < static_cast<uint64_t>(end - begin); }
+  // One bit for each of [0, size), at most 31, that lies within.
+  uint32_t bits(int64_t size) const {
+    const auto below = [&](int64_t index) { return (uint32_t{1} << std::clamp<int64_t>(index, 0, size)) - 1; };
+    return below(end) & ~below(begin);
+  }
 };
 
 // What is asked for while products run: something for each row and vector, or pixel, of a block.
@@ -75,17 +79,16 @@ struct Ahead {
 };
 
 // Adds the products of one column of kTaps rows of the kernel. in: where the block's first row finds its inputs, of
-// which only `rows` are not padding; pixel(in, v): those of vector v.
+// which only rows with a bit of `inside` are not padding; pixel(in, v): those of vector v.
 template <typename operand_t, int kTaps, int kVectors, typename in_t, typename Pixel, typename Weight>
-__attribute__((always_inline)) inline void add_column(const in_t* in, int64_t input_row, Range rows, const Pixel& pixel,
-                                                      const Weight& weight,
+__attribute__((always_inline)) inline void add_column(const in_t* in, int64_t input_row, uint32_t inside,
+                                                      const Pixel& pixel, const Weight& weight,
                                                       Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
   if constexpr (kTaps > kHeldWeights) {
     constexpr int kHalf = (kTaps + 1) / 2;
-    add_column<operand_t, kHalf, kVectors>(in, input_row, rows, pixel, weight, acc);
+    add_column<operand_t, kHalf, kVectors>(in, input_row, inside, pixel, weight, acc);
     add_column<operand_t, kTaps - kHalf, kVectors>(
-        in + kHalf * input_row, input_row, {rows.begin - kHalf, rows.end - kHalf}, pixel,
-        [&](int row) { return weight(kHalf + row); }, acc);
+        in + kHalf * input_row, input_row, inside >> kHalf, pixel, [&](int row) { return weight(kHalf + row); }, acc);
     return;
   }
   UnitVector<operand_t> w[kTaps];
@@ -94,11 +97,11 @@ __attribute__((always_inline)) inline void add_column(const in_t* in, int64_t in
     w[k] = weight(k);
     keep_in_register(w[k]);
   }
-  keep_in_register(rows.begin);
+  keep_in_register(inside);
 #pragma GCC unroll 16
   for (int row = 0; row < kBlockRows + kTaps - 1; ++row, in += input_row) {
     keep_in_register(in);
-    if (!rows.has(row)) continue;
+    if ((inside & uint32_t{1} << row) == 0) continue;
     // Compilers else put them on the stack, for there are branches between their uses.
 #pragma GCC unroll 9
     for (int k = 0; k < kTaps; ++k) keep_in_register(w[k]);
@@ -114,22 +117,27 @@ __attribute__((always_inline)) inline void add_column(const in_t* in, int64_t in
   }
 }
 
-// The sums of a block of outputs under kTaps rows of the kernel, `taps` of each. inputs(tap): where the block's first
-// row finds its own, `rows` of which are not padding; pixel(in, v): those of vector v; kernel(tap): a column of the
-// kernel; weight(column, row): one of its weights. prefetch(row, vector) asks for a cache line for each vector of
-// outputs: spread over the taps that costs nothing.
-template <typename operand_t, int kTaps, int kVectors, typename Inputs, typename Pixel, typename Kernel,
-          typename Weight, typename Prefetch>
-__attribute__((always_inline)) inline void convolve_block(Range taps, const Inputs& inputs, int64_t input_row,
-                                                          Range rows, const Pixel& pixel, const Kernel& kernel,
-                                                          const Weight& weight, const Prefetch& prefetch,
-                                                          Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
+template <typename T, int kVectors>
+__attribute__((always_inline)) inline void clear_block(Vector<T> (&acc)[kBlockRows][kVectors]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<acc_type<operand_t>>{};
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = Vector<T>{};
   }
+}
+
+// Adds to a block of outputs what they are under kTaps rows of the kernel, `taps` of each. inputs(tap): where the
+// block's first row finds its own, `rows` of which are not padding; pixel(in, v): those of vector v; kernel(tap): a
+// column of the kernel; weight(column, row): one of its weights. prefetch(row, vector) asks for a cache line for each
+// vector of outputs: spread over the taps that costs nothing.
+template <typename operand_t, int kTaps, int kVectors, typename Inputs, typename Pixel, typename Kernel,
+          typename Weight, typename Prefetch>
+__attribute__((always_inline)) inline void add_columns(Range taps, const Inputs& inputs, int64_t input_row, Range rows,
+                                                       const Pixel& pixel, const Kernel& kernel, const Weight& weight,
+                                                       const Prefetch& prefetch,
+                                                       Vector<acc_type<operand_t>> (&acc)[kBlockRows][kVectors]) {
   if (rows.end <= 0 || rows.begin >= kBlockRows + kTaps - 1) return;
+  const uint32_t inside = rows.bits(kBlockRows + kTaps - 1);
   for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
     for (int64_t row = tap - taps.begin; row < kBlockRows; row += taps.end - taps.begin) {
       for (int v = 0; v < kVectors; ++v) prefetch(row, v);
@@ -137,6 +145,6 @@ __attribute__((always_inline)) inline void convolve_block(Range taps, const Inpu
     const unit_type<operand_t>* column = kernel(tap);
     keep_in_register(column);
     add_column<operand_t, kTaps, kVectors>(
-        inputs(tap), input_row, rows, pixel, [&](int row) { return weight(column, row); }, acc);
+        inputs(tap), input_row, inside, pixel, [&](int row) { return weight(column, row); }, acc);
   }
 }

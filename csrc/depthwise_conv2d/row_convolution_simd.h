@@ -43,7 +43,8 @@ void convolve_rows(const plane_type<operand_t>* x, int64_t width, Range rows, Ex
     for (int64_t w = 0; w < blocks.w; ++w) {
       const int64_t column = w * kVectors * kLanes<float>;
       Vector<float> acc[kBlockRows][kVectors];
-      convolve_block<operand_t, kTaps, kVectors>(
+      clear_block<acc_type<operand_t>>(acc);
+      add_columns<operand_t, kTaps, kVectors>(
           {0, taps}, [&](int64_t tap) { return x + column + offsets[tap]; }, width, rows, load_columns<operand_t>,
           [&](int64_t tap) { return weight + tap * kernel_rows; },
           [](const unit_t* column, int row) { return broadcast(column[row]); },

@@ -98,6 +98,9 @@ def depthwise_conv2d(
 
     Under autocast ``x``, ``weight``, ``bias`` and ``residual`` are cast to its dtype; ``scale`` and ``shift`` are not.
 
+    On the CPU the products of float32 are those of minimal filtering (Winograd) where that is faster: what is infinite,
+    or larger than half of what float32 holds, makes the outputs that it reaches NaN.
+
     Args:
         x: maps, (B, C, H, W), float32, float16, bfloat16 or float64, any strides.
         weight: (C, 1, KH, KW), in x's dtype.
