@@ -44,18 +44,21 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*|\s+(?=\s)", "", found.group(1)).strip()
-    return platform.processor() or platform.machine()
+    name = _cpu_name(cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else ""
+    return name or platform.processor() or platform.machine()
+
+
+def _cpu_name(cpuinfo: str) -> str:
+    found = dict(re.findall(r"^(model name|cpu family)\s*:\s*(.+)$", cpuinfo, re.MULTILINE))
+    name = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*|\s+(?=\s)", "", found.get("model name", "")).strip()
+    # A virtual machine may call CPUs of several generations by one name, without a number.
+    return name if re.search(r"\d", name) or "cpu family" not in found else f"{name} family {found['cpu family']}"
 
 
 def slug(device: torch.device) -> str:
     """Return the name of this device's folder under results/."""
     name = device_name(device)
     if device.type == "cpu":
-        # A virtual machine may call CPUs of several generations by one name.
         name = f"{name} {_build_info().get('cpu_isa', '')} {torch.get_num_threads()} threads"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 

@@ -295,6 +295,18 @@ def tiny_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return start
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz", "Intel Xeon Platinum 8488C"),
+        ("AMD EPYC 7B13 64-Core Processor", "AMD EPYC 7B13 64-Core"),
+        ("AMD EPYC", "AMD EPYC family 25"),
+    ],
+)
+def test_a_cpu_without_a_number_is_named_by_its_family(model: str, name: str) -> None:
+    assert machine._cpu_name(f"vendor_id\t: Some\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {model}\n") == name
+
+
 def test_bench_saves_json_and_picture(
     tiny_run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
