@@ -256,7 +256,7 @@ def test_more_channels_than_a_grid_has_blocks(device, backend):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_strides(device, backend, dtype, layout):
-    for sizes, kernel in (((2, 16, 9, 14), (5, 5)), ((3, 5, 6, 7), (3, 4))):
+    for sizes, kernel in (((2, 16, 9, 14), (5, 5)), ((3, 5, 6, 7), (3, 4)), ((2, 18, 9, 21), (9, 9))):
         assert_accurate(
             backend,
             lambda sizes=sizes, kernel=kernel: with_residual(draw(sizes, kernel, dtype, device)),

@@ -168,10 +168,10 @@ class LaneConvolution {
   void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<out_t>& out,
            const TileOfMap& next, const Map<scalar_t>* y) const {
     const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
-    const int64_t size = sizeof(scalar_t), row_step = c_.dilation.h * inputs.row_step();
-    const auto* const ahead = reinterpret_cast<const char*>(
-        c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin));
-    const Ahead lines{ahead, c_.x.row_step * size, c_.x.column_step * size};
+    const int64_t row_step = c_.dilation.h * inputs.row_step();
+    const scalar_t* const pixel =
+        c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin);
+    const Ahead ahead = ahead_in(c_.x, pixel, c_.x.column_step);
     const int64_t above = c_.offset.h - (tile.row + row) * c_.stride.h, height = (c_.in.h - 1) * c_.spread.h + 1;
     for (const KernelPart& part : parts_) {
       const auto* const x = inputs.row(row * c_.stride.h + part.row * c_.dilation.h) + begin * lanes;
@@ -198,7 +198,7 @@ class LaneConvolution {
             taps_inside(part, column, column + vectors - 1), weight, c_.kernel.h, accumulate,
             {out.row_step, out.data + p * out.column_step, out.column_step,
              &part == &parts_.back() ? out.bias : Vector<acc_type<out_t>>{}},
-            {lines.data + p * lines.column_step, lines.row_step, lines.column_step});
+            {ahead.at(0, p), ahead.row_step, ahead.column_step});
       }
     }
   }

@@ -21,12 +21,6 @@ TileGrid lane_grid(const Correlation<scalar_t>& c) {
   return {c.batch, c.channels, blocks_of_task(c) * kLanes<acc_type<scalar_t>>, c.out, c.tile};
 }
 
-// The rows of a tile, where `step` of them are made at once.
-template <typename scalar_t>
-int64_t whole_steps(const Correlation<scalar_t>& c, int64_t step) {
-  return (c.tile.h + step - 1) / step * step;
-}
-
 // Calls f(block, part) for the parts of a tile that are a vector of channels wide.
 template <typename scalar_t, typename F>
 void for_channel_blocks(const TileOfMap& tile, const F& f) {

@@ -78,6 +78,19 @@ struct Ahead {
   const char* at(int64_t row, int64_t column) const { return data + row * row_step + column * column_step; }
 };
 
+// A map from a pixel on, `column_step` elements for each column.
+template <typename scalar_t>
+Ahead ahead_in(const Map<const scalar_t>& map, const scalar_t* pixel, int64_t column_step) {
+  constexpr int64_t kSize = sizeof(scalar_t);
+  return {reinterpret_cast<const char*>(pixel), map.row_step * kSize, column_step * kSize};
+}
+
+// The rows of a tile, where `step` of them are made at once.
+template <typename scalar_t>
+int64_t whole_steps(const Correlation<scalar_t>& c, int64_t step) {
+  return (c.tile.h + step - 1) / step * step;
+}
+
 // Adds the products of one column of kTaps rows of the kernel. in: where the block's first row finds its inputs, of
 // which only rows with a bit of `inside` are not padding; pixel(in, v): those of vector v.
 template <typename operand_t, int kTaps, int kVectors, typename in_t, typename Pixel, typename Weight>

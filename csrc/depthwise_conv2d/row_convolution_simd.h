@@ -75,13 +75,31 @@ auto convolve_rows_of(int64_t taps, int64_t vectors, std::integer_sequence<int, 
   return kAll[(taps - 1) * kBlockVectors + vectors - 1];
 }
 
+// Calls f(first, width, count) for `count` blocks of `width` vectors from vector `first` on: blocks of kMost, and
+// behind them one that is narrower.
+template <int kMost, typename F>
+void for_wide_blocks(int64_t vectors, const F& f) {
+  const int64_t whole = vectors / kMost, rest = vectors % kMost;
+  if (whole > 0) f(0, kMost, whole);
+  if (rest > 0) f(whole * kMost, rest, 1);
+}
+
+// The kernel of a channel, as units: (units of KW, KH).
+template <typename operand_t, typename scalar_t>
+void load_kernel(const Correlation<scalar_t>& c, int64_t channel, unit_type<operand_t>* to) {
+  using unit_t = unit_type<operand_t>;
+  const scalar_t* const from = c.weight + channel * c.kernel.h * c.kernel.w;
+  for_kernel_units<operand_t>(
+      c, [&](int64_t index) { return element_of<unit_t>(from[index]); }, [&](unit_t unit) { *to++ = unit; });
+}
+
 template <typename scalar_t, typename operand_t>
 class RowConvolution {
  public:
   explicit RowConvolution(const Correlation<scalar_t>& c)
       : c_(c),
         pitch_(whole_vectors<bits_type<scalar_t>>(c.tile.w)),
-        rows_((c.tile.h + kBlockRows - 1) / kBlockRows * kBlockRows),
+        rows_(whole_steps(c, kBlockRows)),
         taps_(units<operand_t>(c.kernel.w)),
         weight_(c.kernel.h * taps_),
         x_(c, rows_, 1, 0, whole_vectors<float>(pitch_ + c.kernel.w - 1)),
@@ -110,26 +128,19 @@ class RowConvolution {
     set_kernel(tile.channel + channel);
     const int64_t above = c_.offset.h - tile.row, steps = (tile.rows + kBlockRows - 1) / kBlockRows;
     const plane_t* const x = x_.window(channel, 0);
-    const int64_t size = sizeof(scalar_t), lanes = kLanes<float>;
-    const auto* const next_row =
-        reinterpret_cast<const char*>(c_.x.pixel(next.image, next.channel, next.row, next.column));
-    const Ahead ahead{next_row, c_.x.row_step * size, lanes * size};
-    // Blocks of kBlockVectors, and one that is narrower.
-    const int64_t vectors = pitch_ / lanes, whole = vectors / kBlockVectors, rest = vectors % kBlockVectors;
+    constexpr int64_t lanes = kLanes<float>;
+    const Ahead ahead = ahead_in(c_.x, c_.x.pixel(next.image, next.channel, next.row, next.column), lanes);
     for (const KernelPart& part : parts_) {
       const Range inside = {above - part.row, above - part.row + c_.in.h};
       const unit_t* const weight = weight_.get() + part.column * c_.kernel.h + part.row;
-      const auto convolve = [&](int64_t first, int64_t width, int64_t count) {
-        if (count == 0) return;
+      for_wide_blocks<kBlockVectors>(pitch_ / lanes, [&](int64_t first, int64_t width, int64_t count) {
         convolve_rows_of<operand_t, out_t>(part.rows, width,
                                            std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
             x + part.row * x_.width() + first * lanes, x_.width(), inside, {steps, count},
             offsets_.data() + part.column, part.columns, weight, c_.kernel.h, &part != &parts_.front(),
             &part == &parts_.back() ? bias : 0, out + first * lanes, pitch,
             {ahead.at(0, first), ahead.row_step, ahead.column_step});
-      };
-      convolve(0, kBlockVectors, whole);
-      convolve(whole * kBlockVectors, rest, rest > 0);
+      });
     }
   }
 
@@ -140,10 +151,7 @@ class RowConvolution {
   void set_kernel(int64_t channel) {
     if (channel == channel_) return;
     channel_ = channel;
-    const scalar_t* const from = c_.weight + channel * c_.kernel.h * c_.kernel.w;
-    unit_t* to = weight_.get();
-    for_kernel_units<operand_t>(
-        c_, [&](int64_t index) { return element_of<unit_t>(from[index]); }, [&](unit_t unit) { *to++ = unit; });
+    load_kernel<operand_t>(c_, channel, weight_.get());
   }
 
   const Correlation<scalar_t>& c_;

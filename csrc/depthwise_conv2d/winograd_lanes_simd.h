@@ -123,10 +123,9 @@ class WinogradLanes {
   template <typename out_t>
   void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<out_t>& out,
            const TileOfMap& next, const Map<scalar_t>* y) const {
-    const int64_t size = sizeof(scalar_t);
-    const auto* const ahead = reinterpret_cast<const char*>(
-        c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin));
-    const Ahead lines{ahead, c_.x.row_step * size, c_.x.column_step * size};
+    const scalar_t* const pixel =
+        c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin);
+    const Ahead ahead = ahead_in(c_.x, pixel, c_.x.column_step);
     const int64_t above = c_.offset.h - (tile.row + row);
     for (const KernelPart& part : parts_) {
       const float* const x = x_[block].row(row + part.row) + begin * lanes;
@@ -149,7 +148,7 @@ class WinogradLanes {
             offsets_.data(), weight, c_.kernel.h, &part != &parts_.front(), columns,
             {out.row_step, out.data + p * out.column_step, out.column_step,
              &part == &parts_.back() ? out.bias : Vector<acc_type<out_t>>{}},
-            {lines.data + p * lines.column_step, lines.row_step, lines.column_step});
+            {ahead.at(0, p), ahead.row_step, ahead.column_step});
       }
     }
   }

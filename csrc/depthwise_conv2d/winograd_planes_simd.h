@@ -60,7 +60,7 @@ class WinogradPlanes {
       : c_(c),
         groups_(c.kernel.w),
         pitch_(pair_vectors(c.tile.w) * 2 * kLanes<float>),
-        rows_((c.tile.h + kBlockRows - 1) / kBlockRows * kBlockRows),
+        rows_(whole_steps(c, kBlockRows)),
         half_((pitch_ + c.kernel.w) / 2),
         // The last columns of a row share factors with the next one.
         x_(c, rows_ + 1, 1, 0, 2 * half_),
@@ -102,11 +102,8 @@ class WinogradPlanes {
     set_kernel(tile.channel + channel);
     const int64_t above = c_.offset.h - tile.row, steps = (tile.rows + kBlockRows - 1) / kBlockRows;
     set_factors(x_.window(channel, 0), above, above + c_.in.h);
-    const int64_t size = sizeof(scalar_t), lanes = kLanes<float>;
-    const auto* const next_row =
-        reinterpret_cast<const char*>(c_.x.pixel(next.image, next.channel, next.row, next.column));
-    const Ahead ahead{next_row, c_.x.row_step * size, lanes * size};
-    const int64_t vectors = pair_vectors(tile.columns), whole = vectors / kPairVectors, rest = vectors % kPairVectors;
+    constexpr int64_t lanes = kLanes<float>;
+    const Ahead ahead = ahead_in(c_.x, c_.x.pixel(next.image, next.channel, next.row, next.column), lanes);
     for (const KernelPart& part : parts_) {
       const Range inside = {above - part.row, above - part.row + c_.in.h};
       const int64_t* offsets[kFactors];
@@ -116,15 +113,12 @@ class WinogradPlanes {
         weight[factor] = weight_.get() + factor * groups_.count() * c_.kernel.h + part.row;
       }
       const FactorGroups groups(groups_, {part.column, part.column + part.columns});
-      const auto convolve = [&](int64_t first, int64_t width, int64_t count) {
-        if (count == 0) return;
+      for_wide_blocks<kPairVectors>(pair_vectors(tile.columns), [&](int64_t first, int64_t width, int64_t count) {
         convolve_pair_rows_of(part.rows, width, std::make_integer_sequence<int, kKernelRows * kPairVectors>{})(
             factors_.get() + part.row * half_ + first * lanes, half_, inside, {steps, count}, groups, offsets, weight,
             c_.kernel.h, &part != &parts_.front(), &part == &parts_.back() ? bias : 0, out + 2 * first * lanes, pitch,
             {ahead.at(0, 2 * first), ahead.row_step, ahead.column_step});
-      };
-      convolve(0, kPairVectors, whole);
-      convolve(whole * kPairVectors, rest, rest > 0);
+      });
     }
   }
 
@@ -134,10 +128,7 @@ class WinogradPlanes {
   void set_kernel(int64_t channel) {
     if (channel == channel_) return;
     channel_ = channel;
-    const scalar_t* const from = c_.weight + channel * c_.kernel.h * c_.kernel.w;
-    float* to = kernel_.get();
-    for_kernel_units<float>(
-        c_, [&](int64_t index) { return static_cast<float>(from[index]); }, [&](float weight) { *to++ = weight; });
+    load_kernel<float>(c_, channel, kernel_.get());
     const int64_t rows = c_.kernel.h;
     for_factor_weights(
         groups_, rows, [&](int64_t column, int64_t row) { return kernel_.get()[column * rows + row]; },

@@ -98,7 +98,7 @@ def depthwise_conv2d(
 
     Under autocast ``x``, ``weight``, ``bias`` and ``residual`` are cast to its dtype; ``scale`` and ``shift`` are not.
 
-    On the CPU the products of float32 are those of minimal filtering (Winograd) where that is faster: what is infinite,
+    Where the CPU multiplies in float32, it does so by minimal filtering (Winograd) if that is faster: what is infinite,
     or larger than half of what float32 holds, makes the outputs that it reaches NaN.
 
     Args:
