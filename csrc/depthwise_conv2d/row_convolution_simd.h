@@ -33,7 +33,7 @@ inline void interleave(Vector<float> (&v)[2]) {
 // Adds kTaps rows of the kernel, `taps` of each, to a grid of blocks, whose first row has inputs that are not padding
 // in `rows`. offsets: where the first output finds its inputs, for each tap of a row; weight: (taps, KH). The bias
 // last: a sum that begins with it is rounded at its size. Meanwhile as many rows as outputs come into the cache from
-// `ahead`.
+// `ahead`, and the lines that they leave for: stores that wait for those hold up the next block.
 template <typename operand_t, typename out_t, int kTaps, int kVectors>
 void convolve_rows(const plane_type<operand_t>* x, int64_t width, Range rows, Extent blocks, const int64_t* offsets,
                    int64_t taps, const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, float bias,
@@ -48,7 +48,11 @@ void convolve_rows(const plane_type<operand_t>* x, int64_t width, Range rows, Ex
           {0, taps}, [&](int64_t tap) { return x + column + offsets[tap]; }, width, rows, load_columns<operand_t>,
           [&](int64_t tap) { return weight + tap * kernel_rows; },
           [](const unit_t* column, int row) { return broadcast(column[row]); },
-          [&](int64_t row, int v) { __builtin_prefetch(ahead.at(row, w * kVectors + v)); }, acc);
+          [&](int64_t row, int v) {
+            __builtin_prefetch(ahead.at(row, w * kVectors + v));
+            __builtin_prefetch(out + row * pitch + column + v * kLanes<float>, 1);
+          },
+          acc);
 #pragma GCC unroll 8
       for (int r = 0; r < kBlockRows; ++r) {
         if constexpr (kUnitDepth<operand_t> == 2) interleave(acc[r]);

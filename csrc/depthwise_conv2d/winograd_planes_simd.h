@@ -18,7 +18,6 @@ void convolve_pair_rows(const float* x, int64_t width, Range rows, Extent blocks
           [&](Factor factor, int64_t tap) { return weight[factor] + tap * kernel_rows; },
           [](const float* column, int row) { return broadcast(column[row]); },
           [&](int64_t row, int v) {
-            // Of outputs, too: stores that wait for their lines hold up the next block.
             for (int i = 0; i < 2; ++i) {
               const int64_t column = 2 * (w * kVectors + v) + i;
               __builtin_prefetch(ahead.at(row, column));
