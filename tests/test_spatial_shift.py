@@ -281,6 +281,8 @@ def test_bad_arguments(device):
             function(x.view(2, -1))
         with pytest.raises(ValueError, match=rf"{name}: directions must be of '\+h', .*, got 'up'"):
             function(x, ("+h", "up"))
+        with pytest.raises(ValueError, match=rf"{name}: directions must be of '\+h', .*, got \['-h'\]"):
+            function(x, [["-h"], ["+h"]])
         with pytest.raises(ValueError, match=rf"{name}: directions must name at least one direction"):
             function(x, ())
         with pytest.raises(TypeError, match=rf"{name}: directions must be a sequence of direction names, got '\+h'"):

@@ -33,7 +33,7 @@ inline void interleave(Vector<float> (&v)[2]) {
 // Adds kTaps rows of the kernel, `taps` of each, to a grid of blocks, whose first row has inputs that are not padding
 // in `rows`. offsets: where the first output finds its inputs, for each tap of a row; weight: (taps, KH). The bias
 // last: a sum that begins with it is rounded at its size. Meanwhile as many rows as outputs come into the cache from
-// `ahead`, and the lines that they leave for: stores that wait for those hold up the next block.
+// `ahead`, and the lines that outputs leave for: stores that wait for those hold up the next block.
 template <typename operand_t, typename out_t, int kTaps, int kVectors>
 void convolve_rows(const plane_type<operand_t>* x, int64_t width, Range rows, Extent blocks, const int64_t* offsets,
                    int64_t taps, const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate, float bias,

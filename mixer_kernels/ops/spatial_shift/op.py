@@ -117,6 +117,6 @@ def _check(op: str, x: torch.Tensor, directions: Sequence[str]) -> tuple[int, ..
     if not directions:
         raise ValueError(f"{op}: directions must name at least one direction, got {directions!r}")
     for direction in directions:
-        if direction not in DIRECTION_CODES:
+        if not isinstance(direction, str) or direction not in DIRECTION_CODES:
             raise ValueError(f"{op}: directions must be of '+h', '-h', '+w', '-w', got {direction!r}")
     return tuple(DIRECTION_CODES[direction] for direction in directions)
