@@ -431,6 +431,44 @@ def test_small_integers_are_exact(memory_format, isa):
                 assert torch.equal(y, op("reference", padding=padding)(x.contiguous(), weight))
 
 
+TALL_KERNELS = [(31, 31), (32, 21), (37, 23), (63, 22)]
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
+def test_small_integers_under_tall_kernels_are_exact(memory_format, isa):
+    # Minimal filtering along the columns of a map, too.
+    for kernel, height, width in itertools.product(TALL_KERNELS, (25, 70), (1, 34)):
+        x = torch.randint(-8, 9, (2, 72, height, width)).float().contiguous(memory_format=memory_format)
+        weight = torch.randint(-4, 5, (72, 1, *kernel)).float()
+        for padding in ("same", (kernel[0] // 2 + 3, kernel[1])):
+            y = op("native", padding=padding)(x, weight)
+            assert torch.equal(y, op("reference", padding=padding)(x.contiguous(), weight))
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_tall_kernels(dtype, isa):
+    for layout in (torch.clone, LAYOUTS["channels_last"], LAYOUTS["transposed"]):
+
+        def whole() -> Tensors:
+            return with_residual(draw((1, 32, 29, 40), (31, 31), dtype))
+
+        assert_accurate("native", whole, layout, activation="gelu")
+        assert_accurate("native", lambda: whole()[:3], layout)
+
+
+@pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
+@pytest.mark.parametrize("kernel", [*TALL_KERNELS, (9, 9)], ids=str)
+def test_what_is_not_finite_stays_where_the_kernel_reaches(kernel, memory_format):
+    x, weight = draw((1, 32, 64, 64), kernel, torch.float32)[:2]
+    for row, column in ((30, 33), (31, 30), (33, 0), (0, 63)):
+        spoiled = x.clone(memory_format=memory_format)
+        spoiled[0, 5, row, column] = float("inf")
+        expected = op("reference")(spoiled.contiguous(), weight).isfinite()
+        assert torch.equal(op("native")(spoiled, weight).isfinite(), expected)
+
+
 def test_without_onednn():
     with torch.backends.mkldnn.flags(enabled=False):
         assert_accurate("native", lambda: draw((2, 20, 11, 13), (7, 7), torch.bfloat16), torch.clone, padding=3)

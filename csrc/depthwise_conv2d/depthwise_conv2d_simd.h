@@ -13,12 +13,16 @@
 #include "depthwise_conv2d/register_block_simd.h"
 // The same with fewer products.
 #include "depthwise_conv2d/winograd_block_simd.h"
+// And along the columns of a map.
+#include "depthwise_conv2d/tall_kernel_simd.h"
 // Tiles of maps, then what runs on them.
 #include "depthwise_conv2d/lane_tiles_simd.h"
 // Forward, and the gradient of x.
 #include "depthwise_conv2d/lane_convolution_simd.h"
 // With fewer products.
 #include "depthwise_conv2d/winograd_lanes_simd.h"
+// With still fewer, for tall kernels.
+#include "depthwise_conv2d/tall_lanes_simd.h"
 // The same with the columns of a plane in the lanes: tiles, three ways to convolve them, and what surrounds those.
 #include "depthwise_conv2d/plane_tiles_simd.h"
 // In float32, or of bfloat16 pairs.
@@ -40,6 +44,26 @@ bool is_stepless(const Correlation<scalar_t>& c) {
   return std::max({c.stride.h, c.stride.w, c.dilation.h, c.dilation.w, c.spread.h, c.spread.w}) == 1;
 }
 
+// Whether channels in the lanes are multiplied as accumulators: a unit of two taps needs two, and CPUs with AMX
+// multiply float32 faster than pairs.
+template <typename scalar_t>
+bool multiplies_accumulators(const Correlation<scalar_t>& c) {
+  using operand_t = operand_type<scalar_t>;
+  return std::is_same_v<operand_t, acc_type<scalar_t>> || c.kernel.w < kUnitDepth<operand_t> || c.amx;
+}
+
+// Whether minimal filtering along the columns, too, takes less time, which in channels_last it does not of pairs.
+template <typename scalar_t>
+bool is_tall(const Correlation<scalar_t>& c) {
+  if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
+    const bool pairs = !multiplies_accumulators(c);
+    if (!is_stepless(c) || (pairs && c.channels_last)) return false;
+    return TallLanes<scalar_t>::pays(c, pairs ? 2 * c.kernel.h * units<operand_type<scalar_t>>(c.kernel.w)
+                                              : 2 * c.kernel.h * c.kernel.w - saved_products(c.kernel));
+  }
+  return false;
+}
+
 template <typename scalar_t>
 Path path_of(const Correlation<scalar_t>& c) {
   if (!is_stepless(c) || std::is_same_v<scalar_t, double>) return Path::kLanes;
@@ -50,7 +74,9 @@ Path path_of(const Correlation<scalar_t>& c) {
   }
   // A unit of two taps needs two.
   if (c.kernel.w < kUnitDepth<operand_type<scalar_t>>) return Path::kLanes;
-  return c.channels_last ? Path::kLanes : Path::kRows;
+  // At most an eighth of the lanes may be empty where that is a choice.
+  const bool fills_lanes = 8 * whole_vectors<float>(c.channels) <= 9 * c.channels;
+  return c.channels_last || (fills_lanes && is_tall(c)) ? Path::kLanes : Path::kRows;
 }
 
 // The tasks of depthwise_convolve.
@@ -77,8 +103,10 @@ void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>
   if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) {
     if (path == Path::kBands) return convolve_planes<scalar_t, BandedConvolution<scalar_t>>(c, e, y, moments);
   }
-  // A unit of two taps needs two. CPUs with AMX multiply float32 faster than pairs.
-  if (std::is_same_v<operand_t, acc_type<scalar_t>> || c.kernel.w < kUnitDepth<operand_t> || c.amx) {
+  if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
+    if (is_tall(c)) return convolve_lanes<scalar_t, TallLanes<scalar_t>>(c, e, y, moments);
+  }
+  if (multiplies_accumulators(c)) {
     if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
       if (is_stepless(c) && WinogradLanes<scalar_t>::pays(c)) {
         return convolve_lanes<scalar_t, WinogradLanes<scalar_t>>(c, e, y, moments);
@@ -86,5 +114,5 @@ void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>
     }
     return convolve_lanes<scalar_t, LaneConvolution<scalar_t, acc_type<scalar_t>>>(c, e, y, moments);
   }
-  convolve_lanes<scalar_t, LaneConvolution<scalar_t, operand_t>>(c, e, y, moments);
+  convolve_lanes<scalar_t, LaneConvolution<scalar_t, operand_type<scalar_t>>>(c, e, y, moments);
 }

@@ -140,6 +140,8 @@ class LaneConvolution {
   using Kernels = LaneKernels<scalar_t, operand_t>;
   using acc_t = acc_type<scalar_t>;
   static constexpr int64_t lanes = kLanes<acc_t>;
+  // Whether outputs may be elements of the map, not only accumulators.
+  static constexpr bool kMakesElements = true;
 
   LaneConvolution(const Correlation<scalar_t>& c, const Kernels& kernels)
       : c_(c),
@@ -289,6 +291,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
     const bool single = convolution.is_single(), soon = across && step > 1 && single;
     // Sums of parts are added up in y where nothing is rounded there.
     const bool direct = across && step > 1 && (single || std::is_same_v<scalar_t, acc_t>) && !kept && e.is_only_bias();
+    const Map<scalar_t>* const asked = soon || (across && !Convolution::kMakesElements) ? &y : nullptr;
     // Outputs leave soon after they are made, 4 KiB at a time, if that does not bring the weights of parts anew.
     const int64_t few = soon ? 4096 / (kBlockRows * kVectorBytes) : c.tile.w;
     const int64_t size = whole_steps(c, step) * c.tile.w * lanes;
@@ -302,11 +305,13 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
           TileOfMap made = part;
           made.row += row;
           made.rows = std::min(step, tile.rows - row);
-          if (direct && made.rows == step && made.channels == lanes) {
-            scalar_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
-            const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
-            const LaneOutputs<scalar_t> out = {y.row_step, to, y.column_step, bias};
-            return convolution.run(block, part, row, 0, tile.columns, out, next, &y);
+          if constexpr (Convolution::kMakesElements) {
+            if (direct && made.rows == step && made.channels == lanes) {
+              scalar_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
+              const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
+              const LaneOutputs<scalar_t> out = {y.row_step, to, y.column_step, bias};
+              return convolution.run(block, part, row, 0, tile.columns, out, next, &y);
+            }
           }
           for (int64_t column = 0; column < tile.columns; column += few) {
             made.column = tile.column + column;
@@ -314,7 +319,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
             acc_t* const out = values.get() + (kept ? block * size + (row * tile.columns + column) * lanes : 0);
             const int64_t pitch = (kept ? tile.columns : made.columns) * lanes;
             convolution.run(block, part, row, column, column + made.columns,
-                            LaneOutputs<acc_t>{pitch, out, lanes, Vector<acc_t>{}}, next, soon ? &y : nullptr);
+                            LaneOutputs<acc_t>{pitch, out, lanes, Vector<acc_t>{}}, next, asked);
             store_outputs(made, out, pitch, e, activation, y, room.get());
           }
         });

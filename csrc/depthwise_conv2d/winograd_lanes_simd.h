@@ -1,25 +1,28 @@
 // Convolutions in float32 by minimal filtering with channels in the lanes: stride and dilation 1.
 // Compiled once for each instruction set by foreach_isa.h after lane_convolution_simd.h, inside a namespace.
 
-// The weights of each factor for all channels: (blocks of channels, factors, groups of columns, KH, lanes).
+// The weights of each factor for all channels, without the first rows of the kernel: (blocks of channels, factors,
+// groups of columns, rows, lanes).
 template <typename scalar_t>
 class WinogradKernels {
  public:
   static constexpr int64_t lanes = kLanes<float>;
 
-  explicit WinogradKernels(const Correlation<scalar_t>& c)
-      : rows_(c.kernel.h),
+  explicit WinogradKernels(const Correlation<scalar_t>& c, int64_t first_row = 0)
+      : rows_(c.kernel.h - first_row),
         groups_(c.kernel.w),
         size_(kFactors * groups_.count() * rows_ * lanes),
         weights_((c.channels + lanes - 1) / lanes * size_) {
     at::parallel_for(0, (c.channels + lanes - 1) / lanes, rows_per_task(size_), [&](int64_t begin, int64_t end) {
-      const int64_t taps = rows_ * c.kernel.w * lanes;
+      const int64_t taps = c.kernel.h * c.kernel.w * lanes;
       const Scratch<float> natural(taps), columns(taps);
       for (int64_t block = begin; block < end; ++block) {
         load_kernels<float>(c, block * lanes, natural.get(), columns.get());
         for_factor_weights(
             groups_, rows_,
-            [&](int64_t column, int64_t row) { return load(columns.get() + (column * rows_ + row) * lanes); },
+            [&](int64_t column, int64_t row) {
+              return load(columns.get() + (column * c.kernel.h + first_row + row) * lanes);
+            },
             [&](Factor factor, int64_t group, int64_t row, const Vector<float>& weight) {
               store(weights_.get() + offset(block * lanes, factor, row, group), weight);
             });
@@ -28,9 +31,14 @@ class WinogradKernels {
   }
 
   const ColumnGroups& groups() const { return groups_; }
+  int64_t rows() const { return rows_; }
   // Of a block of channels from `channel` on.
-  const float* weight(int64_t channel, Factor factor, int64_t row) const {
-    return weights_.get() + offset(channel, factor, row, 0);
+  std::array<const float*, kFactors> weights(int64_t channel) const {
+    std::array<const float*, kFactors> weights;
+    for (int factor = kSum; factor < kFactors; ++factor) {
+      weights[factor] = weights_.get() + offset(channel, Factor(factor), 0, 0);
+    }
+    return weights;
   }
 
  private:
@@ -49,8 +57,8 @@ class WinogradKernels {
 // for each factor; columns: of the outputs that there are. The rest as in convolve_lane_block.
 template <typename out_t, int kTaps, int kVectors>
 void convolve_lane_pairs(const float* x, int64_t x_row, Range rows, const FactorGroups& groups, const int64_t* offsets,
-                         const float* const (&weight)[kFactors], int64_t kernel_rows, bool accumulate, int64_t columns,
-                         const LaneOutputs<out_t>& out, const Ahead& ahead) {
+                         const std::array<const float*, kFactors>& weight, int64_t kernel_rows, bool accumulate,
+                         int64_t columns, const LaneOutputs<out_t>& out, const Ahead& ahead) {
   constexpr int64_t lanes = kLanes<float>;
   Vector<float> even[kBlockRows][kVectors], odd[kBlockRows][kVectors];
   convolve_pair_block<kTaps, kVectors>(
@@ -87,22 +95,86 @@ auto convolve_lane_pairs_of(int64_t taps, int64_t vectors, std::integer_sequence
   return kAll[(taps - 1) * kPairVectors + vectors - 1];
 }
 
+// A step of outputs in the lanes, under some rows of a kernel.
+class LanePairs {
+ public:
+  static constexpr int64_t lanes = kLanes<float>;
+  // Columns of zeros around a map that a block reads where one of its pairs, or one column of a group, lies inside.
+  static constexpr int64_t kMargin = 3 + 2 * (kPairVectors - 1);
+
+  // width, offset: of the map, and where the kernel begins to the left of an output.
+  LanePairs(const ColumnGroups& groups, int64_t rows, int64_t width, int64_t offset)
+      : groups_(groups), rows_(rows), width_(width), offset_(offset), parts_(kernel_parts({rows, groups.count()})) {
+    for (int64_t group = 0; group < groups.count(); ++group) offsets_.push_back(groups.column(group) * lanes);
+  }
+
+  bool is_single() const { return parts_.size() == 1; }
+
+  // kBlockRows rows of outputs, their columns from `column` of the map on. x: where the first finds its inputs; rows:
+  // of those, what is not padding; weight: (groups, rows, lanes) of each factor; ask(column): before a block, with the
+  // column behind it.
+  template <typename out_t, typename Ask>
+  void run(const float* x, int64_t x_row, Range rows, const std::array<const float*, kFactors>& weight, bool accumulate,
+           int64_t column, int64_t columns, const LaneOutputs<out_t>& out, const Ahead& ahead, const Ask& ask) const {
+    for (const KernelPart& part : parts_) {
+      std::array<const float*, kFactors> of_part = weight;
+      for (const float*& factor : of_part) factor += part.row * lanes;
+      for (int64_t p = 0; p < columns; p += 2 * kPairVectors) {
+        const int64_t width = std::min<int64_t>(2 * kPairVectors, columns - p);
+        ask(column + p + 2 * kPairVectors, width);
+        const FactorGroups groups(groups_, groups_inside(part, column + p, column + p + width - 1));
+        convolve_lane_pairs_of<out_t>(part.rows, (width + 1) / 2,
+                                      std::make_integer_sequence<int, kKernelRows * kPairVectors>{})(
+            x + part.row * x_row + p * lanes, x_row, {rows.begin - part.row, rows.end - part.row}, groups,
+            offsets_.data(), of_part, rows_, accumulate || &part != &parts_.front(), width,
+            {out.row_step, out.data + p * out.column_step, out.column_step,
+             &part == &parts_.back() ? out.bias : Vector<acc_type<out_t>>{}},
+            {ahead.at(0, p), ahead.row_step, ahead.column_step});
+      }
+    }
+  }
+
+ private:
+  // The groups of a part of a row of the kernel under which outputs [first, last] of a row find more than padding.
+  Range groups_inside(const KernelPart& part, int64_t first, int64_t last) const {
+    Range inside = {part.column, part.column + part.columns};
+    const auto is_left = [&](int64_t group) { return last + 2 + groups_.column(group) < offset_; };
+    const auto is_right = [&](int64_t group) { return first + groups_.column(group) - offset_ >= width_; };
+    while (inside.begin < inside.end && is_left(inside.begin)) ++inside.begin;
+    while (inside.begin < inside.end && is_right(inside.end - 1)) --inside.end;
+    return inside;
+  }
+
+  ColumnGroups groups_;
+  int64_t rows_, width_, offset_;
+  std::vector<KernelPart> parts_;
+  std::vector<int64_t> offsets_;
+};
+
+// Asks for lines of y, where outputs leave soon: those of a tile's rows from `row` on. Inlined as ask_for is.
+template <typename scalar_t>
+auto asking_for(const Map<scalar_t>* y, const TileOfMap& tile, int64_t row) {
+  return [y, &tile, row](int64_t column, int64_t columns) __attribute__((always_inline)) {
+    if (y == nullptr) return;
+    for (int64_t i = 0; i < columns; i += kBlockVectors) {
+      ask_for(*y, y->pixel(tile.image, tile.channel, tile.row + row, column + i));
+    }
+  };
+}
+
 // The outputs of one tile, as accumulators.
 template <typename scalar_t>
 class WinogradLanes {
  public:
   using Kernels = WinogradKernels<scalar_t>;
   static constexpr int64_t lanes = kLanes<float>;
+  static constexpr bool kMakesElements = true;
 
   WinogradLanes(const Correlation<scalar_t>& c, const Kernels& kernels)
       : c_(c),
         kernels_(kernels),
-        x_(c, {whole_steps(c, kBlockRows), (c.tile.w + 1) / 2 * 2}, 1, 0, {0, kMargin}),
-        parts_(kernel_parts({c.kernel.h, kernels.groups().count()})) {
-    for (int64_t group = 0; group < kernels.groups().count(); ++group) {
-      offsets_.push_back(kernels.groups().column(group) * lanes);
-    }
-  }
+        x_(c, {whole_steps(c, kBlockRows), (c.tile.w + 1) / 2 * 2}, 1, 0, {0, LanePairs::kMargin}),
+        pairs_(kernels.groups(), c.kernel.h, c.in.w, c.offset.w) {}
 
   // Whether it takes less time than the plain sum.
   static bool pays(const Correlation<scalar_t>& c) {
@@ -117,7 +189,7 @@ class WinogradLanes {
     x_.fill(tile, row == 0 ? 0 : x_.rows_under(row), x_.rows_under(row + kBlockRows));
   }
 
-  bool is_single() const { return parts_.size() == 1; }
+  bool is_single() const { return pairs_.is_single(); }
 
   // As that of LaneConvolution.
   template <typename out_t>
@@ -125,52 +197,15 @@ class WinogradLanes {
            const TileOfMap& next, const Map<scalar_t>* y) const {
     const scalar_t* const pixel =
         c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin);
-    const Ahead ahead = ahead_in(c_.x, pixel, c_.x.column_step);
     const int64_t above = c_.offset.h - (tile.row + row);
-    for (const KernelPart& part : parts_) {
-      const float* const x = x_[block].row(row + part.row) + begin * lanes;
-      const float* weight[kFactors];
-      for (int factor = kSum; factor < kFactors; ++factor) {
-        weight[factor] = kernels_.weight(tile.channel, Factor(factor), part.row);
-      }
-      for (int64_t p = 0; p < end - begin; p += 2 * kPairVectors) {
-        const int64_t columns = std::min<int64_t>(2 * kPairVectors, end - begin - p), column = tile.column + begin + p;
-        if (y != nullptr) {
-          const int64_t soon = column + 2 * kPairVectors;
-          for (int64_t i = 0; i < columns; i += kBlockVectors) {
-            ask_for(*y, y->pixel(tile.image, tile.channel, tile.row + row, soon + i));
-          }
-        }
-        const FactorGroups groups(kernels_.groups(), groups_inside(part, column, column + columns - 1));
-        convolve_lane_pairs_of<out_t>(part.rows, (columns + 1) / 2,
-                                      std::make_integer_sequence<int, kKernelRows * kPairVectors>{})(
-            x + p * lanes, x_[block].row_step(), {above - part.row, above - part.row + c_.in.h}, groups,
-            offsets_.data(), weight, c_.kernel.h, &part != &parts_.front(), columns,
-            {out.row_step, out.data + p * out.column_step, out.column_step,
-             &part == &parts_.back() ? out.bias : Vector<acc_type<out_t>>{}},
-            {ahead.at(0, p), ahead.row_step, ahead.column_step});
-      }
-    }
+    pairs_.run(x_[block].row(row) + begin * lanes, x_[block].row_step(), {above, above + c_.in.h},
+               kernels_.weights(tile.channel), false, tile.column + begin, end - begin, out,
+               ahead_in(c_.x, pixel, c_.x.column_step), asking_for(y, tile, row));
   }
 
  private:
-  // Columns of zeros around a map that a block reads where one of its pairs, or one column of a group, lies inside.
-  static constexpr int64_t kMargin = 3 + 2 * (kPairVectors - 1);
-
-  // The groups of a part of a row of the kernel under which outputs [first, last] of a row find more than padding.
-  Range groups_inside(const KernelPart& part, int64_t first, int64_t last) const {
-    const ColumnGroups& groups = kernels_.groups();
-    Range inside = {part.column, part.column + part.columns};
-    const auto is_left = [&](int64_t group) { return last + 2 + groups.column(group) < c_.offset.w; };
-    const auto is_right = [&](int64_t group) { return first + groups.column(group) - c_.offset.w >= c_.in.w; };
-    while (inside.begin < inside.end && is_left(inside.begin)) ++inside.begin;
-    while (inside.begin < inside.end && is_right(inside.end - 1)) --inside.end;
-    return inside;
-  }
-
   const Correlation<scalar_t>& c_;
   const Kernels& kernels_;
   TileGroup<scalar_t, float> x_;
-  std::vector<KernelPart> parts_;
-  std::vector<int64_t> offsets_;
+  LanePairs pairs_;
 };
