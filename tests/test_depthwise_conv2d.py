@@ -227,7 +227,9 @@ def test_a_large_map(device, backend, memory_format, dtype, sizes, kernel, whole
 
 
 @pytest.mark.parametrize(
-    ("channels", "dtype", "tolerance"), [(3, torch.float32, 1e-4), (64, torch.bfloat16, 0.1)], ids=str
+    ("channels", "dtype", "tolerance"),
+    [(3, torch.float32, 1e-4), (32, torch.float32, 1e-4), (64, torch.bfloat16, 0.1)],
+    ids=str,
 )
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
 def test_every_width_and_height(device, backend, memory_format, channels, dtype, tolerance):

@@ -64,6 +64,30 @@ bool is_tall(const Correlation<scalar_t>& c) {
   return false;
 }
 
+// Whether channels in the lanes, transposed to and fro, take less time than planes, of which small ones fill their
+// vectors badly.
+template <typename scalar_t>
+bool is_small(const Correlation<scalar_t>& c) {
+  if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
+    using operand_t = operand_type<scalar_t>;
+    constexpr int64_t lanes = kLanes<float>;
+    constexpr int64_t kPlane = 250, kFactors = 40, kPixel = 30;  // of each plane, row of factors and pixel, in products
+    if (c.x.column_step != 1 || c.x.row_step != c.in.w || c.tile.w != c.out.w) return false;
+    const auto parts = [&](int64_t size) { return (c.tile.w + size - 1) / size; };
+    const int64_t rows = whole_steps(c, kBlockRows), taps = c.kernel.h * c.kernel.w;
+    const int64_t pair = 2 * taps - saved_products(c.kernel);
+    int64_t of_planes = parts(lanes) * taps;
+    if (kUnitDepth<operand_t> == 2) {
+      of_planes = parts(2 * lanes) * 2 * c.kernel.h * units<operand_t>(c.kernel.w);
+    } else if (WinogradPlanes<scalar_t>::pays(c)) {
+      of_planes = parts(2 * lanes) * (pair + kFactors);
+    }
+    const int64_t of_lanes = WinogradLanes<scalar_t>::pays(c) ? parts(2) * pair : c.tile.w * taps;
+    return of_lanes * rows + kPixel * c.tile.h * c.tile.w <= (of_planes * rows + kPlane) * lanes;
+  }
+  return false;
+}
+
 template <typename scalar_t>
 Path path_of(const Correlation<scalar_t>& c) {
   if (!is_stepless(c) || std::is_same_v<scalar_t, double>) return Path::kLanes;
@@ -76,7 +100,7 @@ Path path_of(const Correlation<scalar_t>& c) {
   if (c.kernel.w < kUnitDepth<operand_type<scalar_t>>) return Path::kLanes;
   // At most an eighth of the lanes may be empty where that is a choice.
   const bool fills_lanes = 8 * whole_vectors<float>(c.channels) <= 9 * c.channels;
-  return c.channels_last || (fills_lanes && is_tall(c)) ? Path::kLanes : Path::kRows;
+  return c.channels_last || (fills_lanes && (is_small(c) || is_tall(c))) ? Path::kLanes : Path::kRows;
 }
 
 // The tasks of depthwise_convolve.
@@ -106,7 +130,8 @@ void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>
   if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
     if (is_tall(c)) return convolve_lanes<scalar_t, TallLanes<scalar_t>>(c, e, y, moments);
   }
-  if (multiplies_accumulators(c)) {
+  // In NCHW pairs would be made of what is transposed.
+  if (multiplies_accumulators(c) || (is_stepless(c) && !c.channels_last)) {
     if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
       if (is_stepless(c) && WinogradLanes<scalar_t>::pays(c)) {
         return convolve_lanes<scalar_t, WinogradLanes<scalar_t>>(c, e, y, moments);

@@ -171,9 +171,7 @@ class LaneConvolution {
            const TileOfMap& next, const Map<scalar_t>* y) const {
     const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
     const int64_t row_step = c_.dilation.h * inputs.row_step();
-    const scalar_t* const pixel =
-        c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin);
-    const Ahead ahead = ahead_in(c_.x, pixel, c_.x.column_step);
+    const Ahead ahead = x_.ahead(next, block, row, begin);
     const int64_t above = c_.offset.h - (tile.row + row) * c_.stride.h, height = (c_.in.h - 1) * c_.spread.h + 1;
     for (const KernelPart& part : parts_) {
       const auto* const x = inputs.row(row * c_.stride.h + part.row * c_.dilation.h) + begin * lanes;
@@ -242,18 +240,27 @@ void store_outputs(const TileOfMap& tile, const acc_type<scalar_t>* values, int6
   const Map<const scalar_t>& residual = e.residual;
   const bool whole = tile.channels == lanes, direct = whole && y.channel_step == 1;
   const bool alone = residual.data == nullptr, near = whole && residual.channel_step == 1;
+  // Rows without a gap are one.
+  int64_t rows = tile.rows, columns = tile.columns;
+  const auto is_dense = [&](const auto& map) {
+    return map.data == nullptr || map.row_step == columns * map.column_step;
+  };
+  if (pitch == columns * lanes && is_dense(y) && is_dense(residual)) {
+    columns *= rows;
+    rows = 1;
+  }
   with_activation<scalar_t, acc_t>(activation, [&](const auto& act) {
-    for (int64_t row = 0; row < tile.rows; ++row, values += pitch) {
+    for (int64_t row = 0; row < rows; ++row, values += pitch) {
       const scalar_t* const past =
           alone ? nullptr : residual.pixel(tile.image, tile.channel, tile.row + row, tile.column);
-      if (!alone && !near) load_pixels(residual, past, tile.channels, tile.columns, room);
+      if (!alone && !near) load_pixels(residual, past, tile.channels, columns, room);
       scalar_t* const to = y.pixel(tile.image, tile.channel, tile.row + row, tile.column);
-      for (int64_t p = 0; p < tile.columns; ++p) {
+      for (int64_t p = 0; p < columns; ++p) {
         Vector<acc_t> v = act(load(values + p * lanes) + bias) * factor + summand;
         if (!alone) v += near ? load_as_acc(past + p * residual.column_step) : load(room + p * lanes);
         direct ? store_acc(to + p * y.column_step, v) : store(room + p * lanes, v);
       }
-      if (!direct) store_pixels(room, tile.channels, tile.columns, y, to);
+      if (!direct) store_pixels(room, tile.channels, columns, y, to);
     }
   });
 }
@@ -286,16 +293,18 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
   const int64_t group = blocks_of_task(c), step = Convolution::step(c);
   const bool kept = moments.mean != nullptr, across = y.channel_step == 1;
   const Activation activation = kept ? Activation::kNone : e.activation;
+  const Map<scalar_t> lines = lines_of<lanes>(y, c.out);
+  const bool is_whole = c.tile.h == c.out.h && c.tile.w == c.out.w;
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     Convolution convolution(c, kernels);
     const bool single = convolution.is_single(), soon = across && step > 1 && single;
     // Sums of parts are added up in y where nothing is rounded there.
     const bool direct = across && step > 1 && (single || std::is_same_v<scalar_t, acc_t>) && !kept && e.is_only_bias();
-    const Map<scalar_t>* const asked = soon || (across && !Convolution::kMakesElements) ? &y : nullptr;
+    const bool asks = across ? soon || !Convolution::kMakesElements : step > 1 && is_whole;
     // Outputs leave soon after they are made, 4 KiB at a time, if that does not bring the weights of parts anew.
     const int64_t few = soon ? 4096 / (kBlockRows * kVectorBytes) : c.tile.w;
     const int64_t size = whole_steps(c, step) * c.tile.w * lanes;
-    const Scratch<acc_t> values(kept ? group * size : step * c.tile.w * lanes), room(c.tile.w * lanes);
+    const Scratch<acc_t> values(kept ? group * size : step * c.tile.w * lanes), room(step * c.tile.w * lanes);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t task = grid.by_image(index);
       const TileOfMap tile = grid[task], next = grid[grid.by_image(std::min(index + 1, end - 1))];
@@ -319,7 +328,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
             acc_t* const out = values.get() + (kept ? block * size + (row * tile.columns + column) * lanes : 0);
             const int64_t pitch = (kept ? tile.columns : made.columns) * lanes;
             convolution.run(block, part, row, column, column + made.columns,
-                            LaneOutputs<acc_t>{pitch, out, lanes, Vector<acc_t>{}}, next, asked);
+                            LaneOutputs<acc_t>{pitch, out, lanes, Vector<acc_t>{}}, next, asks ? &lines : nullptr);
             store_outputs(made, out, pitch, e, activation, y, room.get());
           }
         });

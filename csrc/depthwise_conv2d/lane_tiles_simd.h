@@ -21,6 +21,17 @@ TileGrid lane_grid(const Correlation<scalar_t>& c) {
   return {c.batch, c.channels, blocks_of_task(c) * kLanes<acc_type<scalar_t>>, c.out, c.tile};
 }
 
+// A map whose planes follow each other without a gap as if the channels of a block were side by side: the same lines of
+// memory, in another order. Other maps as they are.
+template <int64_t kBlock, typename scalar_t>
+Map<scalar_t> lines_of(Map<scalar_t> map, Extent size) {
+  if (map.column_step == 1 && map.row_step == size.w && map.channel_step == size.h * size.w) {
+    map.row_step = size.w * kBlock;
+    map.column_step = kBlock;
+  }
+  return map;
+}
+
 // Calls f(block, part) for the parts of a tile that are a vector of channels wide.
 template <typename scalar_t, typename F>
 void for_channel_blocks(const TileOfMap& tile, const F& f) {
@@ -141,6 +152,17 @@ class PaddedTile {
   int64_t offset(int64_t column) const { return (column % phases_ * run_ + column / phases_) * lanes; }
   unit_t* row(int64_t index) const { return units_.get() + index * row_step(); }
 
+  // Fills row `index` with `width` pixels and zeros around them, from column `first` of a plane on: without phases and
+  // pairs.
+  void fill(int64_t index, const unit_t* pixels, int64_t width, int64_t first) {
+    unit_t* const to = row(index);
+    const Range there = columns(first, width);
+    const int64_t begin = std::clamp(-first, there.begin, there.end), end = std::clamp(width - first, begin, there.end);
+    std::fill(to + there.begin * lanes, to + begin * lanes, unit_t(0));
+    std::copy(pixels + (begin + first) * lanes, pixels + (end + first) * lanes, to + begin * lanes);
+    std::fill(to + end * lanes, to + there.end * lanes, unit_t(0));
+  }
+
   // Fills row `index` from (row, first_column) of a plane on, zeros outside of it. The plane is a map with spread - 1
   // zeros between its elements.
   void fill(int64_t index, const Map<const scalar_t>& map, Extent size, Extent spread, const TileOfMap& tile,
@@ -203,11 +225,21 @@ class TileGroup {
   // outputs: those that are made; the last ones may lie beside the tile. margin: the zeros around the map that are
   // read.
   TileGroup(const Correlation<scalar_t>& c, Extent outputs, int64_t phases, int64_t pair_step, Extent margin)
-      : c_(c), margin_(margin.h) {
+      : c_(c), margin_(margin.h), lines_(c.x) {
     for (int64_t block = 0; block < blocks_of_task(c); ++block) {
       tiles_.emplace_back(input_size(outputs.h, c.stride.h, c.kernel.h, c.dilation.h),
                           input_size(outputs.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step, margin.w);
     }
+    if (!takes_planes()) return;
+    pixels_ = Scratch<unit_t>(rows_under(outputs.h) * c.in.w * lanes);
+    if (c.tile.h == c.out.h) lines_ = lines_of<lanes>(c.x, c.in);
+  }
+
+  // Where the inputs of a tile to come are, those of a block of channels, from (row, column) of its outputs on.
+  Ahead ahead(const TileOfMap& next, int64_t block, int64_t row, int64_t column) const {
+    return ahead_in(lines_,
+                    lines_.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + column),
+                    lines_.column_step);
   }
 
   const PaddedTile<scalar_t, operand_t>& operator[](int64_t block) const { return tiles_[block]; }
@@ -221,6 +253,7 @@ class TileGroup {
     const bool together = c_.x.channel_step == 1 && tile.channels == kNeighbours * lanes && c_.spread.h == 1 &&
                           c_.spread.w == 1 && tiles_[0].is_natural();
     const int64_t last = (c_.in.h - 1) * c_.spread.h;
+    if (pixels_.get() != nullptr) return fill_from_planes(tile, std::max(begin, -row), std::min(end, c_.in.h - row));
     for (int64_t r = std::max(begin, -margin_ - row); r < std::min(end, last + margin_ + 1 - row); ++r) {
       const bool outside = row + r < 0 || row + r > last;
       if (together && !outside) {
@@ -236,6 +269,25 @@ class TileGroup {
  private:
   using unit_t = unit_type<operand_t>;
   static constexpr int64_t lanes = kLanes<unit_t>;
+
+  // Whether tiles are all columns of planes whose rows follow each other without a gap, and none of what else a row may
+  // need.
+  bool takes_planes() const {
+    return kUnitDepth<operand_t> == 1 && tiles_[0].is_natural() && margin_ == 0 && c_.spread.h == 1 &&
+           c_.spread.w == 1 && c_.x.column_step == 1 && c_.x.row_step == c_.in.w && c_.tile.w == c_.out.w &&
+           c_.in.w > 1;
+  }
+
+  // Rows [begin, end) of the inputs of a tile, of which no one is padding: their pixels are one long row.
+  void fill_from_planes(const TileOfMap& tile, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    const int64_t row = tile.row - c_.offset.h;
+    load_pixels(c_.x, c_.x.pixel(tile.image, tile.channel, row + begin, 0), tile.channels, (end - begin) * c_.in.w,
+                pixels_.get());
+    for (int64_t r = begin; r < end; ++r) {
+      tiles_[0].fill(r, pixels_.get() + (r - begin) * c_.in.w * lanes, c_.in.w, -c_.offset.w);
+    }
+  }
 
   // Row `row` of a map, from `column` on, as row `index` of the tiles: all channels of a pixel before the next pixel.
   void fill_together(const TileOfMap& tile, int64_t index, int64_t row, int64_t column) {
@@ -269,6 +321,8 @@ class TileGroup {
 
   const Correlation<scalar_t>& c_;
   int64_t margin_;  // rows
+  Map<const scalar_t> lines_;
+  Scratch<unit_t> pixels_;
   std::vector<PaddedTile<scalar_t, operand_t>> tiles_;
 };
 

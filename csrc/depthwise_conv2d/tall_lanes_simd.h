@@ -67,8 +67,7 @@ class TallLanes {
     add_passes(outputs_.get(), size,
                [&](int64_t r, int64_t i, Vector<float> sum) { store(out.data + r * out.row_step + i, sum); });
     // Under the rows of the kernel that are left over.
-    const scalar_t* const pixel = c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column);
-    const Ahead ahead = ahead_in(c_.x, pixel, c_.x.column_step);
+    const Ahead ahead = x_.ahead(next, block, row, 0);
     for (int64_t r = 0; r < step(c_); r += kBlockRows) {
       const int64_t first = tall_rows(c_.kernel.h) + r;
       const LaneOutputs<float> to = {out.row_step, out.data + r * out.row_step, out.column_step, out.bias};

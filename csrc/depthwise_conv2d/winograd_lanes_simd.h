@@ -195,12 +195,10 @@ class WinogradLanes {
   template <typename out_t>
   void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<out_t>& out,
            const TileOfMap& next, const Map<scalar_t>* y) const {
-    const scalar_t* const pixel =
-        c_.x.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + begin);
     const int64_t above = c_.offset.h - (tile.row + row);
     pairs_.run(x_[block].row(row) + begin * lanes, x_[block].row_step(), {above, above + c_.in.h},
                kernels_.weights(tile.channel), false, tile.column + begin, end - begin, out,
-               ahead_in(c_.x, pixel, c_.x.column_step), asking_for(y, tile, row));
+               x_.ahead(next, block, row, begin), asking_for(y, tile, row));
   }
 
  private:
