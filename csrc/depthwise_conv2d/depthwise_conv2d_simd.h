@@ -58,8 +58,8 @@ bool is_tall(const Correlation<scalar_t>& c) {
   if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
     const bool pairs = !multiplies_accumulators(c);
     if (!is_stepless(c) || (pairs && c.channels_last)) return false;
-    return TallLanes<scalar_t>::pays(c, pairs ? 2 * c.kernel.h * units<operand_type<scalar_t>>(c.kernel.w)
-                                              : 2 * c.kernel.h * c.kernel.w - saved_products(c.kernel));
+    return TallLanes<scalar_t>::pays(
+        c, pairs ? 2 * c.kernel.h * units<operand_type<scalar_t>>(c.kernel.w) : pair_products(c.kernel));
   }
   return false;
 }
@@ -71,16 +71,16 @@ bool is_small(const Correlation<scalar_t>& c) {
   if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
     using operand_t = operand_type<scalar_t>;
     constexpr int64_t lanes = kLanes<float>;
-    constexpr int64_t kPlane = 250, kFactors = 40, kPixel = 30;  // of each plane, row of factors and pixel, in products
+    constexpr int64_t kPlane = 250, kPixel = 30;  // of each plane, and of each pixel, in products
     if (c.x.column_step != 1 || c.x.row_step != c.in.w || c.tile.w != c.out.w) return false;
     const auto parts = [&](int64_t size) { return (c.tile.w + size - 1) / size; };
     const int64_t rows = whole_steps(c, kBlockRows), taps = c.kernel.h * c.kernel.w;
-    const int64_t pair = 2 * taps - saved_products(c.kernel);
+    const int64_t pair = pair_products(c.kernel);
     int64_t of_planes = parts(lanes) * taps;
     if (kUnitDepth<operand_t> == 2) {
       of_planes = parts(2 * lanes) * 2 * c.kernel.h * units<operand_t>(c.kernel.w);
     } else if (WinogradPlanes<scalar_t>::pays(c)) {
-      of_planes = parts(2 * lanes) * (pair + kFactors);
+      of_planes = parts(2 * lanes) * (pair + WinogradPlanes<scalar_t>::kCost);
     }
     const int64_t of_lanes = WinogradLanes<scalar_t>::pays(c) ? parts(2) * pair : c.tile.w * taps;
     return of_lanes * rows + kPixel * c.tile.h * c.tile.w <= (of_planes * rows + kPlane) * lanes;
@@ -130,7 +130,7 @@ void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>
   if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
     if (is_tall(c)) return convolve_lanes<scalar_t, TallLanes<scalar_t>>(c, e, y, moments);
   }
-  // In NCHW pairs would be made of what is transposed.
+  // Without steps, NCHW is here for float32 products alone.
   if (multiplies_accumulators(c) || (is_stepless(c) && !c.channels_last)) {
     if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
       if (is_stepless(c) && WinogradLanes<scalar_t>::pays(c)) {

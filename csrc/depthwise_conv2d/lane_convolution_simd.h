@@ -157,9 +157,7 @@ class LaneConvolution {
   static int64_t step(const Correlation<scalar_t>& c) { return c.stride.h == 1 && c.dilation.h == 1 ? kBlockRows : 1; }
 
   // The inputs of a step of outputs from row `row` on; those of the step before it are there.
-  void bring_inputs(const TileOfMap& tile, int64_t row) {
-    x_.fill(tile, row == 0 ? 0 : x_.rows_under(row), x_.rows_under(row + step(c_)));
-  }
+  void bring_inputs(const TileOfMap& tile, int64_t row) { x_.bring(tile, row, step(c_)); }
 
   // Whether every sum is one running sum.
   bool is_single() const { return parts_.size() == 1; }

@@ -247,6 +247,11 @@ class TileGroup {
   // How many rows of inputs the first rows of outputs reach over.
   int64_t rows_under(int64_t outputs) const { return input_size(outputs, c_.stride.h, c_.kernel.h, c_.dilation.h); }
 
+  // The inputs of `step` rows of outputs of a tile from row `row` on; those of the step before it are there.
+  void bring(const TileOfMap& tile, int64_t row, int64_t step) {
+    fill(tile, row == 0 ? 0 : rows_under(row), rows_under(row + step));
+  }
+
   // Rows [begin, end) of the inputs of a tile.
   void fill(const TileOfMap& tile, int64_t begin, int64_t end) {
     const int64_t row = tile.row * c_.stride.h - c_.offset.h, column = tile.column * c_.stride.w - c_.offset.w;

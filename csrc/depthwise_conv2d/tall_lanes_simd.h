@@ -20,7 +20,7 @@ class TallLanes {
         kernels_(kernels),
         pass_rows_(rows_of_pass(c.kernel.h)),
         x_(c, {whole_steps(c, step(c)), (c.tile.w + 1) / 2 * 2}, 1, 0, {0, LanePairs::kMargin}),
-        differences_(x_.rows_under(step(c)) * x_[0].row_step()),
+        differences_(x_.rows_under(step(c)) * std::min(x_[0].row_step(), (c.in.w + 2 * LanePairs::kMargin) * lanes)),
         passes_(kernels.groups(), pass_rows_, c.in.w, c.offset.w),
         rest_(kernels.groups(), kernels.rows(), c.in.w, c.offset.w),
         natural_(c.kernel.h * c.kernel.w * lanes),
@@ -31,17 +31,15 @@ class TallLanes {
   // Whether it takes less time than `products` for each two outputs.
   static bool pays(const Correlation<scalar_t>& c, int64_t products) {
     constexpr int64_t kCost = 180;  // of sums and differences, and of what passes share, in products of two outputs
-    const int64_t saved = saved_products(c.kernel), per_row = 2 * c.kernel.w - saved / c.kernel.h;
+    const int64_t per_row = pair_products(c.kernel) / c.kernel.h;
     const int64_t rest = c.kernel.h - tall_rows(c.kernel.h), passes = std::size(kTallPasses) * rows_of_pass(c.kernel.h);
     const int64_t fewer = (passes + kTallStep * rest) * per_row / kTallStep + kCost;
-    return saved > 0 && fewer * whole_steps(c, step(c)) <= products * whole_steps(c, kBlockRows);
+    return saved_products(c.kernel) > 0 && fewer * whole_steps(c, step(c)) <= products * whole_steps(c, kBlockRows);
   }
 
   static int64_t step(const Correlation<scalar_t>&) { return kBlockRows * kTallStep; }
 
-  void bring_inputs(const TileOfMap& tile, int64_t row) {
-    x_.fill(tile, row == 0 ? 0 : x_.rows_under(row), x_.rows_under(row + step(c_)));
-  }
+  void bring_inputs(const TileOfMap& tile, int64_t row) { x_.bring(tile, row, step(c_)); }
 
   bool is_single() const { return false; }
 

@@ -27,6 +27,9 @@ inline int64_t saved_products(Extent kernel) {
   return groups.threes > 0 ? kernel.h * (2 * kernel.w - 4 * groups.threes - 3 * groups.twos) : 0;
 }
 
+// Those that remain.
+inline int64_t pair_products(Extent kernel) { return 2 * kernel.h * kernel.w - saved_products(kernel); }
+
 // What a product multiplies: inputs, of which the last two take the same difference, and weights.
 enum Factor { kSum, kDifference, kEven, kOdd, kFactors };
 

@@ -185,9 +185,7 @@ class WinogradLanes {
 
   static int64_t step(const Correlation<scalar_t>&) { return kBlockRows; }
 
-  void bring_inputs(const TileOfMap& tile, int64_t row) {
-    x_.fill(tile, row == 0 ? 0 : x_.rows_under(row), x_.rows_under(row + kBlockRows));
-  }
+  void bring_inputs(const TileOfMap& tile, int64_t row) { x_.bring(tile, row, kBlockRows); }
 
   bool is_single() const { return pairs_.is_single(); }
 

@@ -81,9 +81,12 @@ class WinogradPlanes {
     }
   }
 
+  // Of making the factors of a row, in products.
+  static constexpr int64_t kCost = 40;
+
   // Whether it takes less time than the plain sum, which may have fewer vectors where a row is short.
   static bool pays(const Correlation<scalar_t>& c) {
-    constexpr int64_t lanes = kLanes<float>, kCost = 40;  // of making the factors of a row, in products
+    constexpr int64_t lanes = kLanes<float>;
     const int64_t pairs = pair_vectors(c.tile.w), vectors = (c.tile.w + lanes - 1) / lanes;
     const int64_t more = c.kernel.h * c.kernel.w * (2 * pairs - vectors);  // of half-empty vectors
     return pairs * saved_products(c.kernel) - more >= kCost * pairs;
