@@ -460,6 +460,14 @@ def test_tall_kernels(dtype, isa):
         assert_accurate("native", lambda: whole()[:3], layout)
 
 
+@pytest.mark.parametrize("isa", ["amx", "amx_emulated"], indirect=True)
+@pytest.mark.parametrize("kernel", [(9, 2), (5, 17), (4, 18), (31, 31), (3, 33), (2, 34), (3, 49), (1, 50), (2, 63)])
+def test_bands(kernel, isa):
+    # One or two strips of rows, windows of 16 or 32 columns, as deep as their kernels ask for.
+    for sizes, layout in itertools.product(((1, 40, 32, 15), (2, 32, 13, 70)), (torch.clone, LAYOUTS["channels_last"])):
+        assert_accurate("native", lambda s=sizes: draw(s, kernel, torch.bfloat16), layout)
+
+
 @pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
 @pytest.mark.parametrize("kernel", [*TALL_KERNELS, (9, 9)], ids=str)
 def test_what_is_not_finite_stays_where_the_kernel_reaches(kernel, memory_format):

@@ -33,7 +33,14 @@ class AmxTiles {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kAcc), "i"(kLeft), "i"(kRight));
   }
 
-  // Whole tiles, until release(). The thread's registers are its own, and nobody else's in between.
+  // Whole tiles, as long as it lives. The thread's registers are its own, and nobody else's meanwhile.
+  class Session {
+   public:
+    Session() { configure(); }
+    ~Session() { release(); }
+    Session(const Session&) = delete;
+  };
+
   static void configure() {
     struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -49,6 +56,8 @@ class AmxTiles {
 // The same in memory, for tests on a CPU without AMX.
 class EmulatedAmxTiles {
  public:
+  struct Session {};
+
   template <int kTile>
   void clear() {
     std::memset(tiles_[kTile], 0, sizeof(tiles_[kTile]));

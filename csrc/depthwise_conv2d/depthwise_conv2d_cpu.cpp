@@ -2,7 +2,6 @@
 #include "depthwise_conv2d/depthwise_conv2d_cpu.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
 #include <c10/util/bit_cast.h>
 #include <torch/library.h>
 
@@ -18,6 +17,7 @@
 #include <vector>
 
 #include "common/activation.h"
+#include "common/channel_tiles.h"
 #include "common/dispatch.h"
 #include "common/grain.h"
 #include "common/isa.h"
@@ -88,8 +88,7 @@ Correlation<scalar_t> forward_correlation(const at::Tensor& x, const scalar_t* w
           .x = Map<const scalar_t>(x),
           .weight = weight,
           .flipped = false,
-          // Whether PyTorch's brgemm is there: oneDNN, which has it, can be switched off.
-          .amx = cpu_isa() == Isa::kAmx && at::native::cpublas::could_pack(at::kBFloat16),
+          .amx = cpu_isa() == Isa::kAmx,
           .channels_last = x.stride(1) == 1 && x.size(1) > 1};
 }
 

@@ -7,6 +7,8 @@
 #include "common/vector_simd.h"
 // It builds on that one, and the next one on it.
 #include "common/units_simd.h"
+// Products of bfloat16.
+#include "common/amx_tiles_simd.h"
 // Activations.
 #include "common/math_simd.h"
 // The innermost loops of most convolutions.
@@ -91,11 +93,11 @@ bool is_small(const Correlation<scalar_t>& c) {
 template <typename scalar_t>
 Path path_of(const Correlation<scalar_t>& c) {
   if (!is_stepless(c) || std::is_same_v<scalar_t, double>) return Path::kLanes;
-  if (std::is_same_v<scalar_t, c10::BFloat16> && c.amx) {
-    // Where channels are side by side, few taps take less time in float32 than planes to and from their bands do.
-    constexpr int64_t kFewTaps = 81;
-    return c.channels_last && c.kernel.h * c.kernel.w <= kFewTaps ? Path::kLanes : Path::kBands;
+#if defined(MIXER_KERNELS_ISA_AMX)
+  if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+    if (c.amx) return BandedConvolution<scalar_t, AmxTiles>::pays(c) ? Path::kBands : Path::kLanes;
   }
+#endif
   // A unit of two taps needs two.
   if (c.kernel.w < kUnitDepth<operand_type<scalar_t>>) return Path::kLanes;
   // At most an eighth of the lanes may be empty where that is a choice.
@@ -124,9 +126,14 @@ void depthwise_convolve(const Correlation<scalar_t>& c, const Epilogue<scalar_t>
       return convolve_planes<scalar_t, RowConvolution<scalar_t, operand_t>>(c, e, y, moments);
     }
   }
-  if constexpr (kHasBf16Dot && std::is_same_v<scalar_t, c10::BFloat16>) {
-    if (path == Path::kBands) return convolve_planes<scalar_t, BandedConvolution<scalar_t>>(c, e, y, moments);
+#if defined(MIXER_KERNELS_ISA_AMX)
+  if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+    if (path == Path::kBands) {
+      return has_amx() ? convolve_planes<scalar_t, BandedConvolution<scalar_t, AmxTiles>>(c, e, y, moments)
+                       : convolve_planes<scalar_t, BandedConvolution<scalar_t, EmulatedAmxTiles>>(c, e, y, moments);
+    }
   }
+#endif
   if constexpr (std::is_same_v<acc_type<scalar_t>, float>) {
     if (is_tall(c)) return convolve_lanes<scalar_t, TallLanes<scalar_t>>(c, e, y, moments);
   }

@@ -128,6 +128,5 @@ void convolve_planes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e
       }
       if (across) store_across(finished.get(), plane, pitch, tile, y);
     }
-    Convolution::release();
   });
 }

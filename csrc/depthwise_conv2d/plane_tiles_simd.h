@@ -82,6 +82,27 @@ __attribute__((always_inline)) inline void load_rows(const scalar_t* from, int64
   }
 }
 
+#if defined(__x86_64__)
+// Lanes whose bit is set.
+template <typename T>
+inline void store_lanes(T* to, Vector<T> value, uint64_t mask) {
+  if constexpr (kVectorBytes == 64 && sizeof(T) == 2) {
+    _mm512_mask_storeu_epi16(to, static_cast<__mmask32>(mask), (__m512i)value);
+  } else if constexpr (kVectorBytes == 64) {
+    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(mask), (__m512i)value);
+  }
+}
+
+// Lane order[i] in each lane i.
+template <typename T, typename index_t>
+inline Vector<T> permute(Vector<T> value, Vector<index_t> order) {
+  if constexpr (kVectorBytes == 64) {
+    return (Vector<T>)(sizeof(T) == 2 ? _mm512_permutexvar_epi16((__m512i)order, (__m512i)value)
+                                      : _mm512_permutexvar_epi32((__m512i)order, (__m512i)value));
+  }
+}
+#endif
+
 // Lanes [begin, end) of the first `count` vectors to rows of elements, `step` apart: lane i is element i.
 template <int kCount, typename T>
 __attribute__((always_inline)) inline void store_rows(const Vector<T>* rows, int64_t count, int64_t begin, int64_t end,
@@ -99,13 +120,7 @@ __attribute__((always_inline)) inline void store_rows(const Vector<T>* rows, int
 #if defined(__x86_64__)
   if constexpr (kVectorBytes == 64) {
     const uint64_t mask = lane_mask(begin, end, lanes);
-    for (int i = 0; i < count; ++i) {
-      if constexpr (sizeof(T) == 2) {
-        _mm512_mask_storeu_epi16(to + i * step, static_cast<__mmask32>(mask), (__m512i)rows[i]);
-      } else {
-        _mm512_mask_storeu_epi32(to + i * step, static_cast<__mmask16>(mask), (__m512i)rows[i]);
-      }
-    }
+    for (int i = 0; i < count; ++i) store_lanes(to + i * step, rows[i], mask);
     return;
   }
 #endif
@@ -114,6 +129,35 @@ __attribute__((always_inline)) inline void store_rows(const Vector<T>* rows, int
       to[i * step + lane] = rows[i][lane];
     }
   }
+}
+
+// The same where `step` is whole vectors. No store lies in two cache lines, which would take longer than to turn the
+// lanes of a vector around.
+template <int kCount, typename T>
+__attribute__((always_inline)) inline void store_aligned_rows(const Vector<T>* rows, int64_t count, int64_t begin,
+                                                              int64_t end, T* to, int64_t step) {
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64) {
+    constexpr int64_t lanes = kLanes<T>;
+    const int64_t shift = reinterpret_cast<uintptr_t>(to) / sizeof(T) % lanes;
+    using index_t = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+    Vector<index_t> order;
+    for (int64_t i = 0; i < lanes; ++i) order[i] = static_cast<index_t>((i - shift) & (lanes - 1));
+    const uint64_t mask = lane_mask(begin, end, lanes);
+    const auto store_line = [&](T* line, uint64_t here) {
+      if ((here & lane_mask(0, lanes, lanes)) == 0) return;
+#pragma GCC unroll 32
+      for (int i = 0; i < kCount; ++i, line += step) {
+        keep_in_register(line);
+        if (i < count) store_lanes(line, permute<T, index_t>(rows[i], order), here);
+      }
+    };
+    store_line(to - shift, mask << shift);
+    store_line(to - shift + lanes, mask >> (lanes - shift));
+    return;
+  }
+#endif
+  store_rows<kCount>(rows, count, begin, end, to, step);
 }
 
 // The first n lanes of rows of elements.
@@ -146,6 +190,12 @@ inline Vector<bits_type<scalar_t>> round_to_bits(const Vector<acc_type<scalar_t>
     store_acc(rounded + kLanes<float>, values[1]);
     return load(reinterpret_cast<const uint16_t*>(rounded));
   }
+}
+
+// Asks for a line of each pixel of a row: those of the row to come, while this one is transposed.
+template <typename T>
+__attribute__((always_inline)) inline void ask_for_pixels(T* pixel, int64_t step, int64_t count) {
+  for (int64_t i = 0; i < count; ++i, pixel += step) __builtin_prefetch(pixel, !std::is_const_v<T>);
 }
 
 // The transpose of a square of as many vectors as they have lanes.
@@ -211,7 +261,7 @@ class PlaneWindows {
     }
     if (map.channel_step == 1 && map.column_step != 1) {
       for (int64_t r = begin; r < end; ++r) {
-        fill_across(map.pixel(tile.image, tile.channel, row + r, 0), map.column_step, size.w, tile.channels, column, r);
+        fill_across(map, map.pixel(tile.image, tile.channel, row + r, 0), size.w, tile.channels, column, r);
       }
       return;
     }
@@ -246,7 +296,7 @@ class PlaneWindows {
     }
   }
 
-  void fill_across(const scalar_t* from, int64_t pixel_step, int64_t size, int64_t channels, int64_t column,
+  void fill_across(const Map<const scalar_t>& map, const scalar_t* from, int64_t size, int64_t channels, int64_t column,
                    int64_t r) {
     const int64_t begin = std::max<int64_t>(column, 0);
     const int64_t end = std::min(size, column + (windows_ - 1) * step_ + width_);
@@ -255,12 +305,14 @@ class PlaneWindows {
       for (int64_t first = 0; first < channels; first += lanes) {
         const int64_t count = std::min(lanes, channels - first);
         Vector<plane_t> square[lanes];
-        load_rows<plane_t, lanes>(from + p * pixel_step + first, pixel_step, pixels, count, square);
+        const scalar_t* const here = from + p * map.column_step + first;
+        load_rows<plane_t, lanes>(here, map.column_step, pixels, count, square);
+        ask_for_pixels(here + map.row_step, map.column_step, pixels);
         transpose_elements<plane_t>(square);
         for (int64_t w = 0; w < windows_; ++w) {
           const int64_t at = p - column - w * step_;
-          store_rows<lanes>(square, count, -at, std::min(pixels, width_ - at), window(first, w) + r * width_ + at,
-                            plane_);
+          store_aligned_rows<lanes>(square, count, -at, std::min(pixels, width_ - at),
+                                    window(first, w) + r * width_ + at, plane_);
         }
       }
     }
@@ -302,6 +354,7 @@ void store_across(const bits_type<scalar_t>* planes, int64_t plane, int64_t pitc
         transpose_elements<bits_t>(square);
         bits_t* const to =
             reinterpret_cast<bits_t*>(y.pixel(tile.image, tile.channel, tile.row + row, tile.column + p)) + first;
+        ask_for_pixels(to + y.row_step, y.column_step, pixels);
         store_rows<lanes>(square, pixels, 0, count, to, y.column_step);
       }
     }

@@ -111,8 +111,6 @@ class RowConvolution {
     for (int64_t tap = 0; tap < taps_; ++tap) offsets_.push_back(unit_column<operand_t>(tap, c.kernel.w));
   }
 
-  static void release() {}
-
   auto& inputs() { return x_; }
 
   // Of the outputs, which are made kBlockRows rows at a time: the last may be more than the tile has.

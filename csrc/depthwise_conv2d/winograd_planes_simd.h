@@ -92,8 +92,6 @@ class WinogradPlanes {
     return pairs * saved_products(c.kernel) - more >= kCost * pairs;
   }
 
-  static void release() {}
-
   auto& inputs() { return x_; }
 
   // Of the outputs, which are made kBlockRows rows at a time: the last may be more than the tile has.
