@@ -464,7 +464,9 @@ def test_tall_kernels(dtype, isa):
 @pytest.mark.parametrize("kernel", [(9, 2), (5, 17), (4, 18), (31, 31), (3, 33), (2, 34), (3, 49), (1, 50), (2, 63)])
 def test_bands(kernel, isa):
     # One or two strips of rows, windows of 16 or 32 columns, as deep as their kernels ask for.
-    for sizes, layout in itertools.product(((1, 40, 32, 15), (2, 32, 13, 70)), (torch.clone, LAYOUTS["channels_last"])):
+    narrow, wide = (1, 40, 32, 15), (2, 32, 13, 70)
+    cases = [*itertools.product((narrow, wide), (torch.clone, LAYOUTS["channels_last"]))]
+    for sizes, layout in [*cases, (wide, LAYOUTS["transposed"]), (wide, LAYOUTS["channels_last_slice"])]:
         assert_accurate("native", lambda s=sizes: draw(s, kernel, torch.bfloat16), layout)
 
 

@@ -272,12 +272,8 @@ struct PartsProduct {
   class Session {
    public:
     Session() {
-      if (native_) AmxTiles::configure();
+      if (has_amx()) tiles_.emplace();
     }
-    ~Session() {
-      if (native_) AmxTiles::release();
-    }
-    Session(const Session&) = delete;
 
     void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
                   bool accumulate, acc_t* out, int64_t ld_out) const {
@@ -303,14 +299,14 @@ struct PartsProduct {
     void multiply_beside(int64_t rows, int64_t columns, int64_t depth, const LeftRows& left, const Right& right,
                          bool accumulate, acc_t* out, int64_t ld_out, Aside& aside) const {
       const auto multiply_here =
-          native_ ? &multiply_operands<kParts, AmxTiles> : &multiply_operands<kParts, EmulatedAmxTiles>;
+          tiles_ ? &multiply_operands<kParts, AmxTiles> : &multiply_operands<kParts, EmulatedAmxTiles>;
       const Depth<kParts>& cut = right.depth();
       const int64_t steps = depth_steps(depth);
       multiply_here(rows, columns, std::min(steps, cut.steps), steps > cut.steps, left, right.strips(), accumulate, out,
                     ld_out, aside);
     }
 
-    const bool native_ = has_amx();
+    std::optional<AmxTiles::Session> tiles_;  // the CPU's own
   };
 };
 

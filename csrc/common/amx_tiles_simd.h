@@ -36,21 +36,17 @@ class AmxTiles {
   // Whole tiles, as long as it lives. The thread's registers are its own, and nobody else's meanwhile.
   class Session {
    public:
-    Session() { configure(); }
-    ~Session() { release(); }
+    Session() {
+      struct {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+      } const configuration;
+      asm volatile("ldtilecfg %0" ::"m"(configuration));
+    }
+    ~Session() { asm volatile("tilerelease"); }
     Session(const Session&) = delete;
   };
-
-  static void configure() {
-    struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } const configuration;
-    asm volatile("ldtilecfg %0" ::"m"(configuration));
-  }
-
-  static void release() { asm volatile("tilerelease"); }
 };
 
 // The same in memory, for tests on a CPU without AMX.
