@@ -61,13 +61,21 @@ struct LaneOutputs {
   Vector<acc_type<out_t>> bias;
 };
 
+// Asks for a line of inputs and for one of outputs. Inlined, as what calls it: compilers else drop it, for it computes
+// nothing.
+__attribute__((always_inline)) inline void ask_for(const char* x, const char* y) {
+  // Into the second-level cache: pixels of a column would push each other out of the first.
+  __builtin_prefetch(x, 0, 2);
+  __builtin_prefetch(y, 1, 2);
+}
+
 // kBlockRows rows of kVectors outputs under kTaps rows of the kernel, added to `out` if `accumulate`. rows: of the
 // inputs that are not padding. offsets: where the first output finds its inputs, for each tap of a row; weight: (taps,
 // kernel_rows, lanes).
 template <typename operand_t, typename out_t, int kTaps, int kVectors>
 void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, Range rows, const int64_t* offsets, Range taps,
                          const unit_type<operand_t>* weight, int64_t kernel_rows, bool accumulate,
-                         const LaneOutputs<out_t>& out, const Ahead& ahead) {
+                         const LaneOutputs<out_t>& out, const Ahead& x_ahead, const Ahead& y_ahead) {
   using acc_t = acc_type<operand_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   Vector<acc_t> acc[kBlockRows][kVectors];
@@ -77,8 +85,7 @@ void convolve_lane_block(const unit_type<operand_t>* x, int64_t x_row, Range row
       [](const unit_type<operand_t>* in, int v) { return load(in + v * lanes); },
       [&](int64_t tap) { return weight + tap * kernel_rows * lanes; },
       [](const unit_type<operand_t>* column, int row) { return load(column + row * lanes); },
-      // Into the second-level cache: pixels of a column would push each other out of the first.
-      [&](int64_t row, int p) { __builtin_prefetch(ahead.at(row, p), 0, 2); }, acc);
+      [&](int64_t row, int p) __attribute__((always_inline)) { ask_for(x_ahead.at(row, p), y_ahead.at(row, p)); }, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 2
@@ -124,15 +131,6 @@ auto convolve_lane_row_of(int64_t pixels, std::integer_sequence<int, kIndex...>)
   return kAll[pixels - 1];
 }
 
-// Asks for the cache lines of a block of outputs that is written soon. Inlined: compilers else drop it, for it computes
-// nothing.
-template <typename scalar_t>
-__attribute__((always_inline)) inline void ask_for(const Map<scalar_t>& map, const scalar_t* pixel) {
-  for (int row = 0; row < kBlockRows; ++row, pixel += map.row_step) {
-    for (int p = 0; p < kBlockVectors; ++p) __builtin_prefetch(pixel + p * map.column_step, 1, 2);
-  }
-}
-
 // The outputs of one tile, as accumulators.
 template <typename scalar_t, typename operand_t>
 class LaneConvolution {
@@ -163,13 +161,13 @@ class LaneConvolution {
   bool is_single() const { return parts_.size() == 1; }
 
   // A step of outputs of block `block` of a tile, its columns [begin, end) from row `row` on; out: of the first of
-  // them, as accumulators or elements. next: the tile to come; y: where outputs leave soon, or null.
+  // them, as accumulators or elements. next: the tile to come; y: what to ask for of outputs.
   template <typename out_t>
   void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<out_t>& out,
-           const TileOfMap& next, const Map<scalar_t>* y) const {
+           const TileOfMap& next, const LinesAhead& y) const {
     const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
     const int64_t row_step = c_.dilation.h * inputs.row_step();
-    const Ahead ahead = x_.ahead(next, block, row, begin);
+    const LinesAhead ahead = x_.ahead(next, block, row);
     const int64_t above = c_.offset.h - (tile.row + row) * c_.stride.h, height = (c_.in.h - 1) * c_.spread.h + 1;
     for (const KernelPart& part : parts_) {
       const auto* const x = inputs.row(row * c_.stride.h + part.row * c_.dilation.h) + begin * lanes;
@@ -189,14 +187,13 @@ class LaneConvolution {
       for (int64_t p = 0; p < end - begin; p += kBlockVectors) {
         const int64_t vectors = std::min<int64_t>(kBlockVectors, end - begin - p);
         const int64_t column = tile.column + begin + p;
-        if (y != nullptr) ask_for(*y, y->pixel(tile.image, tile.channel, tile.row + row, column + kBlockVectors));
         convolve_lane_block_of<operand_t, out_t>(part.rows, vectors,
                                                  std::make_integer_sequence<int, kKernelRows * kBlockVectors>{})(
             x + p * lanes, row_step, {above - part.row, above - part.row + height}, offsets,
             taps_inside(part, column, column + vectors - 1), weight, c_.kernel.h, accumulate,
             {out.row_step, out.data + p * out.column_step, out.column_step,
              &part == &parts_.back() ? out.bias : Vector<acc_type<out_t>>{}},
-            {ahead.at(0, p), ahead.row_step, ahead.column_step});
+            ahead.at(begin + p), y.at(begin + p));
       }
     }
   }
@@ -291,16 +288,14 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
   const int64_t group = blocks_of_task(c), step = Convolution::step(c);
   const bool kept = moments.mean != nullptr, across = y.channel_step == 1;
   const Activation activation = kept ? Activation::kNone : e.activation;
-  const Map<scalar_t> lines = lines_of<lanes>(y, c.out);
-  const bool is_whole = c.tile.h == c.out.h && c.tile.w == c.out.w;
+  const Map<scalar_t> lines = c.tile.h == c.out.h && c.tile.w == c.out.w ? lines_of<lanes>(y, c.out) : y;
   at::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     Convolution convolution(c, kernels);
-    const bool single = convolution.is_single(), soon = across && step > 1 && single;
+    const bool single = convolution.is_single();
     // Sums of parts are added up in y where nothing is rounded there.
     const bool direct = across && step > 1 && (single || std::is_same_v<scalar_t, acc_t>) && !kept && e.is_only_bias();
-    const bool asks = across ? soon || !Convolution::kMakesElements : step > 1 && is_whole;
     // Outputs leave soon after they are made, 4 KiB at a time, if that does not bring the weights of parts anew.
-    const int64_t few = soon ? 4096 / (kBlockRows * kVectorBytes) : c.tile.w;
+    const int64_t few = across && step > 1 && single ? 4096 / (kBlockRows * kVectorBytes) : c.tile.w;
     const int64_t size = whole_steps(c, step) * c.tile.w * lanes;
     const Scratch<acc_t> values(kept ? group * size : step * c.tile.w * lanes), room(step * c.tile.w * lanes);
     for (int64_t index = begin; index < end; ++index) {
@@ -308,16 +303,22 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
       const TileOfMap tile = grid[task], next = grid[grid.by_image(std::min(index + 1, end - 1))];
       for (int64_t row = 0; row < tile.rows; row += step) {
         convolution.bring_inputs(tile, row);
+        const bool last = row + step >= tile.rows;
+        const TileOfMap& soon = last ? next : tile;
+        const int64_t soon_row = last ? 0 : row + step;
         for_channel_blocks<scalar_t>(tile, [&](int64_t block, const TileOfMap& part) {
           TileOfMap made = part;
           made.row += row;
           made.rows = std::min(step, tile.rows - row);
+          // Of the outputs of the next step, or, where they leave all at once, of this one.
+          const LinesAhead y_ahead = Convolution::kMakesElements ? LinesAhead(lines, soon, block, soon_row, c.tile.w)
+                                                                 : LinesAhead(lines, part, 0, row, c.tile.w);
           if constexpr (Convolution::kMakesElements) {
             if (direct && made.rows == step && made.channels == lanes) {
               scalar_t* const to = y.pixel(made.image, made.channel, made.row, made.column);
               const Vector<acc_t> bias = e.bias == nullptr ? Vector<acc_t>{} : load(e.bias + made.channel);
               const LaneOutputs<scalar_t> out = {y.row_step, to, y.column_step, bias};
-              return convolution.run(block, part, row, 0, tile.columns, out, next, &y);
+              return convolution.run(block, part, row, 0, tile.columns, out, next, y_ahead);
             }
           }
           for (int64_t column = 0; column < tile.columns; column += few) {
@@ -326,7 +327,7 @@ void convolve_lanes(const Correlation<scalar_t>& c, const Epilogue<scalar_t>& e,
             acc_t* const out = values.get() + (kept ? block * size + (row * tile.columns + column) * lanes : 0);
             const int64_t pitch = (kept ? tile.columns : made.columns) * lanes;
             convolution.run(block, part, row, column, column + made.columns,
-                            LaneOutputs<acc_t>{pitch, out, lanes, Vector<acc_t>{}}, next, asks ? &lines : nullptr);
+                            LaneOutputs<acc_t>{pitch, out, lanes, Vector<acc_t>{}}, next, y_ahead);
             store_outputs(made, out, pitch, e, activation, y, room.get());
           }
         });

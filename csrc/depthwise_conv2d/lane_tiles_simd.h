@@ -32,6 +32,51 @@ Map<scalar_t> lines_of(Map<scalar_t> map, Extent size) {
   return map;
 }
 
+// What the blocks of channels of a task ask for while their products run, a few rows of a tile: in the order of memory,
+// where blocks are neighbours all vectors of a pixel before the next pixel. Lines that lie side by side come sooner
+// than those that each block would ask for on its own.
+class LinesAhead {
+ public:
+  // Rows from `row` of `tile` on, asked for by block `block` of a task that is `width` columns wide.
+  template <typename scalar_t>
+  LinesAhead(const Map<scalar_t>& map, const TileOfMap& tile, int64_t block, int64_t row, int64_t width) {
+    constexpr int64_t lanes = kLanes<acc_type<scalar_t>>;
+    together_ = map.channel_step == 1 && tile.channels == kNeighbours * lanes;
+    const int64_t channel = tile.channel + (together_ ? 0 : block * lanes), size = sizeof(scalar_t);
+    data_ = reinterpret_cast<const char*>(map.pixel(tile.image, channel, tile.row + row, tile.column));
+    row_step_ = map.row_step * size;
+    pixel_step_ = map.column_step * size;
+    vector_step_ = together_ ? lanes * size : pixel_step_;
+    first_ = together_ ? block * whole_pixels(width) : 0;
+  }
+
+  // Nothing but a line that is there.
+  explicit LinesAhead(const void* line) : data_(static_cast<const char*>(line)) {}
+
+  // What is asked for beside other rows and columns.
+  LinesAhead moved(int64_t rows, int64_t columns) const {
+    LinesAhead lines = *this;
+    lines.data_ += rows * row_step_;
+    lines.first_ += columns;
+    return lines;
+  }
+
+  // Beside a block of outputs, from column `column` on.
+  Ahead at(int64_t column) const {
+    const int64_t index = first_ + column, pixel = together_ ? index / kNeighbours : index;
+    const int64_t vector = together_ ? index % kNeighbours : 0;
+    return {data_ + pixel * pixel_step_ + vector * vector_step_, row_step_, vector_step_};
+  }
+
+ private:
+  // A block of outputs asks for some vectors of one pixel.
+  static int64_t whole_pixels(int64_t width) { return (width + kNeighbours - 1) / kNeighbours * kNeighbours; }
+
+  const char* data_;
+  bool together_ = false;
+  int64_t row_step_ = 0, pixel_step_ = 0, vector_step_ = 0, first_ = 0;
+};
+
 // Calls f(block, part) for the parts of a tile that are a vector of channels wide.
 template <typename scalar_t, typename F>
 void for_channel_blocks(const TileOfMap& tile, const F& f) {
@@ -235,11 +280,9 @@ class TileGroup {
     if (c.tile.h == c.out.h) lines_ = lines_of<lanes>(c.x, c.in);
   }
 
-  // Where the inputs of a tile to come are, those of a block of channels, from (row, column) of its outputs on.
-  Ahead ahead(const TileOfMap& next, int64_t block, int64_t row, int64_t column) const {
-    return ahead_in(lines_,
-                    lines_.pixel(next.image, next.channel + block * lanes, next.row + row, next.column + column),
-                    lines_.column_step);
+  // What block `block` of a task asks for of the inputs of the next one, beside its outputs from row `row` on.
+  LinesAhead ahead(const TileOfMap& next, int64_t block, int64_t row) const {
+    return LinesAhead(lines_, next, block, row, c_.tile.w);
   }
 
   const PaddedTile<scalar_t, operand_t>& operator[](int64_t block) const { return tiles_[block]; }

@@ -45,7 +45,7 @@ class TallLanes {
 
   // As that of LaneConvolution, for all columns of a tile.
   void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t /*begin*/, int64_t /*end*/,
-           const LaneOutputs<float>& out, const TileOfMap& next, const Map<scalar_t>* y) {
+           const LaneOutputs<float>& out, const TileOfMap& next, const LinesAhead& y) {
     const PaddedTile<scalar_t, float>& x = x_[block];
     const int64_t above = c_.offset.h - (tile.row + row);
     const Range inside = {above, above + c_.in.h};
@@ -59,19 +59,18 @@ class TallLanes {
       const float* const in = differences_.row(pass.inputs, pass.input_row());
       passes_.run(in, kTallStep * differences_.row_step(pass.inputs),
                   pass.rows_inside(inside, kBlockRows + pass_rows_ - 1), factors_of(pass), false, tile.column,
-                  tile.columns, of_pass, Ahead{reinterpret_cast<const char*>(in), 0, 0}, [](int64_t, int64_t) {});
+                  tile.columns, of_pass, LinesAhead(in), LinesAhead(in));
       of_pass.data += size.h * size.w;
     }
     add_passes(outputs_.get(), size,
                [&](int64_t r, int64_t i, Vector<float> sum) { store(out.data + r * out.row_step + i, sum); });
     // Under the rows of the kernel that are left over.
-    const Ahead ahead = x_.ahead(next, block, row, 0);
+    const LinesAhead ahead = x_.ahead(next, block, row);
     for (int64_t r = 0; r < step(c_); r += kBlockRows) {
       const int64_t first = tall_rows(c_.kernel.h) + r;
       const LaneOutputs<float> to = {out.row_step, out.data + r * out.row_step, out.column_step, out.bias};
       rest_.run(x.row(row + first), x.row_step(), {inside.begin - first, inside.end - first},
-                kernels_.weights(tile.channel), true, tile.column, tile.columns, to,
-                {ahead.at(r, 0), ahead.row_step, ahead.column_step}, asking_for(y, tile, row + r));
+                kernels_.weights(tile.channel), true, tile.column, tile.columns, to, ahead.moved(r, 0), y.moved(r, 0));
     }
   }
 

@@ -58,7 +58,7 @@ class WinogradKernels {
 template <typename out_t, int kTaps, int kVectors>
 void convolve_lane_pairs(const float* x, int64_t x_row, Range rows, const FactorGroups& groups, const int64_t* offsets,
                          const std::array<const float*, kFactors>& weight, int64_t kernel_rows, bool accumulate,
-                         int64_t columns, const LaneOutputs<out_t>& out, const Ahead& ahead) {
+                         int64_t columns, const LaneOutputs<out_t>& out, const Ahead& x_ahead, const Ahead& y_ahead) {
   constexpr int64_t lanes = kLanes<float>;
   Vector<float> even[kBlockRows][kVectors], odd[kBlockRows][kVectors];
   convolve_pair_block<kTaps, kVectors>(
@@ -71,8 +71,8 @@ void convolve_lane_pairs(const float* x, int64_t x_row, Range rows, const Factor
       },
       [&](Factor factor, int64_t group) { return weight[factor] + group * kernel_rows * lanes; },
       [](const float* column, int row) { return load(column + row * lanes); },
-      [&](int64_t row, int v) {
-        for (int i = 0; i < 2; ++i) __builtin_prefetch(ahead.at(row, 2 * v + i), 0, 2);
+      [&](int64_t row, int v) __attribute__((always_inline)) {
+        for (int i = 0; i < 2; ++i) ask_for(x_ahead.at(row, 2 * v + i), y_ahead.at(row, 2 * v + i));
       },
       even, odd);
 #pragma GCC unroll 8
@@ -111,17 +111,16 @@ class LanePairs {
   bool is_single() const { return parts_.size() == 1; }
 
   // kBlockRows rows of outputs, their columns from `column` of the map on. x: where the first finds its inputs; rows:
-  // of those, what is not padding; weight: (groups, rows, lanes) of each factor; ask(column): before a block, with the
-  // column behind it.
-  template <typename out_t, typename Ask>
+  // of those, what is not padding; weight: (groups, rows, lanes) of each factor; x_ahead, y_ahead: what to ask for.
+  template <typename out_t>
   void run(const float* x, int64_t x_row, Range rows, const std::array<const float*, kFactors>& weight, bool accumulate,
-           int64_t column, int64_t columns, const LaneOutputs<out_t>& out, const Ahead& ahead, const Ask& ask) const {
+           int64_t column, int64_t columns, const LaneOutputs<out_t>& out, const LinesAhead& x_ahead,
+           const LinesAhead& y_ahead) const {
     for (const KernelPart& part : parts_) {
       std::array<const float*, kFactors> of_part = weight;
       for (const float*& factor : of_part) factor += part.row * lanes;
       for (int64_t p = 0; p < columns; p += 2 * kPairVectors) {
         const int64_t width = std::min<int64_t>(2 * kPairVectors, columns - p);
-        ask(column + p + 2 * kPairVectors, width);
         const FactorGroups groups(groups_, groups_inside(part, column + p, column + p + width - 1));
         convolve_lane_pairs_of<out_t>(part.rows, (width + 1) / 2,
                                       std::make_integer_sequence<int, kKernelRows * kPairVectors>{})(
@@ -129,7 +128,7 @@ class LanePairs {
             offsets_.data(), of_part, rows_, accumulate || &part != &parts_.front(), width,
             {out.row_step, out.data + p * out.column_step, out.column_step,
              &part == &parts_.back() ? out.bias : Vector<acc_type<out_t>>{}},
-            {ahead.at(0, p), ahead.row_step, ahead.column_step});
+            x_ahead.at(p), y_ahead.at(p));
       }
     }
   }
@@ -151,17 +150,6 @@ class LanePairs {
   std::vector<int64_t> offsets_;
 };
 
-// Asks for lines of y, where outputs leave soon: those of a tile's rows from `row` on. Inlined as ask_for is.
-template <typename scalar_t>
-auto asking_for(const Map<scalar_t>* y, const TileOfMap& tile, int64_t row) {
-  return [y, &tile, row](int64_t column, int64_t columns) __attribute__((always_inline)) {
-    if (y == nullptr) return;
-    for (int64_t i = 0; i < columns; i += kBlockVectors) {
-      ask_for(*y, y->pixel(tile.image, tile.channel, tile.row + row, column + i));
-    }
-  };
-}
-
 // The outputs of one tile, as accumulators.
 template <typename scalar_t>
 class WinogradLanes {
@@ -178,9 +166,12 @@ class WinogradLanes {
 
   // Whether it takes less time than the plain sum.
   static bool pays(const Correlation<scalar_t>& c) {
-    constexpr int64_t kCost = kVectorBytes == 64 ? 20 : 40;  // of inputs read twice, in products
+    // Of inputs read twice and added up, in products. Cores of Intel, which are those that have AVX-512 and take no
+    // pairs of bfloat16, or AMX instead, make additions in the units of multiply-adds, and wait for their sums.
+    const bool is_intel = kVectorBytes == 64 && (!kHasBf16Dot || c.amx);
+    const int64_t cost = is_intel ? 150 : kVectorBytes == 64 ? 20 : 40;
     const int64_t pairs = (c.tile.w + 1) / 2, more = c.kernel.h * c.kernel.w * (2 * pairs - c.tile.w);
-    return pairs * saved_products(c.kernel) - more >= kCost * pairs;
+    return pairs * saved_products(c.kernel) - more >= cost * pairs;
   }
 
   static int64_t step(const Correlation<scalar_t>&) { return kBlockRows; }
@@ -192,11 +183,11 @@ class WinogradLanes {
   // As that of LaneConvolution.
   template <typename out_t>
   void run(int64_t block, const TileOfMap& tile, int64_t row, int64_t begin, int64_t end, const LaneOutputs<out_t>& out,
-           const TileOfMap& next, const Map<scalar_t>* y) const {
+           const TileOfMap& next, const LinesAhead& y) const {
     const int64_t above = c_.offset.h - (tile.row + row);
     pairs_.run(x_[block].row(row) + begin * lanes, x_[block].row_step(), {above, above + c_.in.h},
                kernels_.weights(tile.channel), false, tile.column + begin, end - begin, out,
-               x_.ahead(next, block, row, begin), asking_for(y, tile, row));
+               x_.ahead(next, block, row).moved(0, begin), y.moved(0, begin));
   }
 
  private:
