@@ -166,28 +166,32 @@ void store_pixels(const acc_type<scalar_t>* from, int64_t channels, int64_t pixe
 // A zero-padded tile of a block of channels: pixels in rows, as units of a product. A unit of two elements holds a
 // pixel and the one `pair_step` columns behind it. Columns lie in `phases` runs, column q at q / phases of run q %
 // phases, so that the steps of a stride or of a dilation are neighbours. Of the zeros around the plane only `margin`
-// columns are there.
+// rows and columns are there, and without phases the tile has no more room.
 template <typename scalar_t, typename operand_t>
 class PaddedTile {
  public:
   using unit_t = unit_type<operand_t>;
   static constexpr int64_t lanes = kLanes<unit_t>;
 
-  PaddedTile(int64_t rows, int64_t columns, int64_t phases, int64_t pair_step, int64_t margin)
-      : columns_(columns),
+  // size: of the tile; plane: of the plane.
+  PaddedTile(Extent size, Extent plane, int64_t phases, int64_t pair_step, Extent margin)
+      : size_(size),
+        plane_(plane),
         margin_(margin),
         phases_(phases),
-        run_((columns + phases - 1) / phases),
+        run_(phases == 1 ? std::min(size.w, plane.w + 2 * margin.w) : (size.w + phases - 1) / phases),
         pair_step_(kUnitDepth<operand_t> == 2 ? pair_step : 0),
-        units_(rows * phases * run_ * lanes),
-        natural_((columns + pair_step_) * lanes),
-        few_(columns * lanes) {}
+        units_(std::min(size.h, plane.h + 2 * margin.h) * phases * run_ * lanes),
+        natural_((size.w + pair_step_) * lanes),
+        few_(size.w * lanes) {}
+
+  // From now on its first pixel is (row, column) of the plane.
+  void move_to(int64_t row, int64_t column) {
+    first_ = {there(row, size_.h, plane_.h, margin_.h).begin, phases_ == 1 ? columns(column).begin : 0};
+  }
 
   // The columns that are there, from column `first` of a plane on.
-  Range columns(int64_t first, int64_t width) const {
-    const int64_t begin = std::clamp<int64_t>(-first - margin_, 0, columns_);
-    return {begin, std::clamp(width - first + margin_, begin, columns_)};
-  }
+  Range columns(int64_t first) const { return there(first, size_.w, plane_.w, margin_.w); }
 
   // Whether the units of a row are those of its pixels, one after another, each with the next one where it has two.
   bool is_natural() const { return phases_ == 1 && pair_step_ <= 1; }
@@ -195,13 +199,15 @@ class PaddedTile {
   // In units.
   int64_t row_step() const { return phases_ * run_ * lanes; }
   int64_t offset(int64_t column) const { return (column % phases_ * run_ + column / phases_) * lanes; }
-  unit_t* row(int64_t index) const { return units_.get() + index * row_step(); }
+  // Where column 0 of a row would be.
+  unit_t* row(int64_t index) const { return units_.get() + (index - first_.h) * row_step() - first_.w * lanes; }
 
-  // Fills row `index` with `width` pixels and zeros around them, from column `first` of a plane on: without phases and
-  // pairs.
-  void fill(int64_t index, const unit_t* pixels, int64_t width, int64_t first) {
+  // Fills row `index` with the pixels of a row of the plane and zeros around them, from column `first` on: without
+  // phases and pairs.
+  void fill(int64_t index, const unit_t* pixels, int64_t first) {
     unit_t* const to = row(index);
-    const Range there = columns(first, width);
+    const int64_t width = plane_.w;
+    const Range there = columns(first);
     const int64_t begin = std::clamp(-first, there.begin, there.end), end = std::clamp(width - first, begin, there.end);
     std::fill(to + there.begin * lanes, to + begin * lanes, unit_t(0));
     std::copy(pixels + (begin + first) * lanes, pixels + (end + first) * lanes, to + begin * lanes);
@@ -212,12 +218,12 @@ class PaddedTile {
   // zeros between its elements.
   void fill(int64_t index, const Map<const scalar_t>& map, Extent size, Extent spread, const TileOfMap& tile,
             int64_t row, int64_t first_column) {
-    unit_t* const to = units_.get() + index * row_step();
+    unit_t* const to = this->row(index);
     if (row < 0 || row % spread.h != 0 || row / spread.h >= size.h) {
-      std::fill_n(to, row_step(), unit_t(0));
+      std::fill_n(to + first_.w * lanes, row_step(), unit_t(0));
       return;
     }
-    const Range there = columns(first_column, (size.w - 1) * spread.w + 1);
+    const Range there = columns(first_column);
     const scalar_t* const from = map.pixel(tile.image, tile.channel, row / spread.h, 0);
     if constexpr (kUnitDepth<operand_t> == 1) {
       if (phases_ == 1) return fill_row(map, from, size.w, spread.w, tile.channels, first_column, there, to);
@@ -231,7 +237,7 @@ class PaddedTile {
   void fill_row(const Map<const scalar_t>& map, const scalar_t* from, int64_t width, int64_t spread, int64_t channels,
                 int64_t first, Range there, unit_t* to) {
     const auto up = [&](int64_t column) { return column <= 0 ? 0 : (column + spread - 1) / spread; };
-    const int64_t begin = std::min(up(first), width), end = std::clamp(up(first + columns_), begin, width);
+    const int64_t begin = std::min(up(first), width), end = std::clamp(up(first + size_.w), begin, width);
     if (begin == end) {
       std::fill(to + there.begin * lanes, to + there.end * lanes, unit_t(0));
     } else if (spread == 1) {
@@ -258,7 +264,15 @@ class PaddedTile {
     }
   }
 
-  int64_t columns_, margin_, phases_, run_, pair_step_;
+  // Of `size` rows or columns from `first` of a plane on, those that are there.
+  static Range there(int64_t first, int64_t size, int64_t plane, int64_t margin) {
+    const int64_t begin = std::clamp<int64_t>(-first - margin, 0, size);
+    return {begin, std::clamp(plane - first + margin, begin, size)};
+  }
+
+  Extent size_, plane_, margin_;
+  int64_t phases_, run_, pair_step_;
+  Extent first_ = {0, 0};
   Scratch<unit_t> units_, natural_, few_;
 };
 
@@ -272,11 +286,13 @@ class TileGroup {
   TileGroup(const Correlation<scalar_t>& c, Extent outputs, int64_t phases, int64_t pair_step, Extent margin)
       : c_(c), margin_(margin.h), lines_(c.x) {
     for (int64_t block = 0; block < blocks_of_task(c); ++block) {
-      tiles_.emplace_back(input_size(outputs.h, c.stride.h, c.kernel.h, c.dilation.h),
-                          input_size(outputs.w, c.stride.w, c.kernel.w, c.dilation.w), phases, pair_step, margin.w);
+      tiles_.emplace_back(Extent{input_size(outputs.h, c.stride.h, c.kernel.h, c.dilation.h),
+                                 input_size(outputs.w, c.stride.w, c.kernel.w, c.dilation.w)},
+                          Extent{(c.in.h - 1) * c.spread.h + 1, (c.in.w - 1) * c.spread.w + 1}, phases, pair_step,
+                          margin);
     }
     if (!takes_planes()) return;
-    pixels_ = Scratch<unit_t>(rows_under(outputs.h) * c.in.w * lanes);
+    pixels_ = Scratch<unit_t>(std::min(rows_under(outputs.h), c.in.h) * c.in.w * lanes);
     if (c.tile.h == c.out.h) lines_ = lines_of<lanes>(c.x, c.in);
   }
 
@@ -301,6 +317,7 @@ class TileGroup {
     const bool together = c_.x.channel_step == 1 && tile.channels == kNeighbours * lanes && c_.spread.h == 1 &&
                           c_.spread.w == 1 && tiles_[0].is_natural();
     const int64_t last = (c_.in.h - 1) * c_.spread.h;
+    for (auto& padded : tiles_) padded.move_to(row, column);
     if (pixels_.get() != nullptr) return fill_from_planes(tile, std::max(begin, -row), std::min(end, c_.in.h - row));
     for (int64_t r = std::max(begin, -margin_ - row); r < std::min(end, last + margin_ + 1 - row); ++r) {
       const bool outside = row + r < 0 || row + r > last;
@@ -333,14 +350,14 @@ class TileGroup {
     load_pixels(c_.x, c_.x.pixel(tile.image, tile.channel, row + begin, 0), tile.channels, (end - begin) * c_.in.w,
                 pixels_.get());
     for (int64_t r = begin; r < end; ++r) {
-      tiles_[0].fill(r, pixels_.get() + (r - begin) * c_.in.w * lanes, c_.in.w, -c_.offset.w);
+      tiles_[0].fill(r, pixels_.get() + (r - begin) * c_.in.w * lanes, -c_.offset.w);
     }
   }
 
   // Row `row` of a map, from `column` on, as row `index` of the tiles: all channels of a pixel before the next pixel.
   void fill_together(const TileOfMap& tile, int64_t index, int64_t row, int64_t column) {
     constexpr bool kPairs = kUnitDepth<operand_t> == 2;
-    const Range there = tiles_[0].columns(column, c_.in.w);
+    const Range there = tiles_[0].columns(column);
     const int64_t first = std::clamp(-column, there.begin, there.end);
     const int64_t last = std::clamp(c_.in.w - column, first, there.end);
     unit_t* to[kNeighbours];

@@ -42,11 +42,13 @@ class RowDifferences {
   // Room for `size` elements of each array.
   explicit RowDifferences(int64_t size) : size_(size), differences_((kTallStep - 1) * size) {}
 
-  // Of elements [begin, end) of rows of x, whole vectors. there: the rows that are not padding.
+  // Of elements [begin, end) of rows of x, whole vectors. there: the rows that are not padding, before which up to
+  // kTallStep - 1 rows of differences are none.
   void make(const float* x, int64_t x_step, Range there, Range elements) {
     x_ = x;
     x_step_ = x_step;
     elements_ = elements;
+    first_ = std::max<int64_t>(0, there.begin - (kTallStep - 1));
     for (int64_t array = 1; array < kTallStep; ++array) {
       const int64_t distance = array == 1 ? 1 : 2, first = std::max<int64_t>(0, there.begin - array);
       for (int64_t row = first; row < there.end; ++row) {
@@ -65,7 +67,7 @@ class RowDifferences {
 
  private:
   float* difference(int64_t array, int64_t index) const {
-    return differences_.get() + (array - 1) * size_ + index * row_step(array) - elements_.begin;
+    return differences_.get() + (array - 1) * size_ + (index - first_) * row_step(array) - elements_.begin;
   }
 
   // near, far: whether the rows whose difference it is are there; else they are zeros.
@@ -84,7 +86,7 @@ class RowDifferences {
     }
   }
 
-  int64_t size_, x_step_ = 0;
+  int64_t size_, x_step_ = 0, first_ = 0;
   const float* x_ = nullptr;
   Range elements_ = {0, 0};
   Scratch<float> differences_;

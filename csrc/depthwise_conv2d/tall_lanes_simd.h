@@ -20,7 +20,7 @@ class TallLanes {
         kernels_(kernels),
         pass_rows_(rows_of_pass(c.kernel.h)),
         x_(c, {whole_steps(c, step(c)), (c.tile.w + 1) / 2 * 2}, 1, 0, {0, LanePairs::kMargin}),
-        differences_(x_.rows_under(step(c)) * std::min(x_[0].row_step(), (c.in.w + 2 * LanePairs::kMargin) * lanes)),
+        differences_(std::min(x_.rows_under(step(c)), c.in.h + kTallStep - 1) * x_[0].row_step()),
         passes_(kernels.groups(), pass_rows_, c.in.w, c.offset.w),
         rest_(kernels.groups(), kernels.rows(), c.in.w, c.offset.w),
         natural_(c.kernel.h * c.kernel.w * lanes),
@@ -49,7 +49,7 @@ class TallLanes {
     const PaddedTile<scalar_t, float>& x = x_[block];
     const int64_t above = c_.offset.h - (tile.row + row);
     const Range inside = {above, above + c_.in.h};
-    const Range columns = x.columns(tile.column - c_.offset.w, c_.in.w);
+    const Range columns = x.columns(tile.column - c_.offset.w);
     const Range rows = {std::max<int64_t>(0, inside.begin), std::min(inside.end, x_.rows_under(step(c_)))};
     differences_.make(x.row(row), x.row_step(), rows, {columns.begin * lanes, columns.end * lanes});
     load_kernels<float>(c_, tile.channel, natural_.get(), kernel_.get());
@@ -59,7 +59,7 @@ class TallLanes {
       const float* const in = differences_.row(pass.inputs, pass.input_row());
       passes_.run(in, kTallStep * differences_.row_step(pass.inputs),
                   pass.rows_inside(inside, kBlockRows + pass_rows_ - 1), factors_of(pass), false, tile.column,
-                  tile.columns, of_pass, LinesAhead(in), LinesAhead(in));
+                  tile.columns, of_pass, LinesAhead(of_pass.data), LinesAhead(of_pass.data));
       of_pass.data += size.h * size.w;
     }
     add_passes(outputs_.get(), size,
