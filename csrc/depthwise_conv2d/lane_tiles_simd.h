@@ -173,7 +173,7 @@ class PaddedTile {
   using unit_t = unit_type<operand_t>;
   static constexpr int64_t lanes = kLanes<unit_t>;
 
-  // size: of the tile; plane: of the plane.
+  // size: of the tile with all of its zeros.
   PaddedTile(Extent size, Extent plane, int64_t phases, int64_t pair_step, Extent margin)
       : size_(size),
         plane_(plane),
