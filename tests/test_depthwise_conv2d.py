@@ -458,6 +458,9 @@ def test_tall_kernels(dtype, isa):
 
         assert_accurate("native", whole, layout, activation="gelu")
         assert_accurate("native", lambda: whole()[:3], layout)
+    # Several tiles above each other, and whole groups of blocks of channels.
+    for layout in (LAYOUTS["channels_last"], LAYOUTS["channels_last_slice"]):
+        assert_accurate("native", lambda: draw((1, 72, 40, 6), (21, 19), dtype), layout)
 
 
 @pytest.mark.parametrize("isa", ["amx", "amx_emulated"], indirect=True)
