@@ -246,6 +246,22 @@ def test_a_large_map(device, backend, memory_format, dtype, sizes, kernel, whole
     )
 
 
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("stride", [1, 2, (3, 1)], ids=str)
+@pytest.mark.parametrize("memory_format", [NCHW, NHWC], ids=str)
+def test_several_tiles_of_narrow_rows(memory_format, stride, isa):
+    # In NCHW all rows of a tile come in as one.
+    for channels, width in ((3, 13), (72, 21)):
+        assert_accurate(
+            "native",
+            lambda channels=channels, width=width: draw((1, channels, 200, width), (7, 5), torch.float32)[:3],
+            lambda x: x.contiguous(memory_format=memory_format),
+            few=3,
+            stride=stride,
+            padding=3,
+        )
+
+
 @pytest.mark.parametrize(
     ("channels", "dtype", "tolerance"),
     [(3, torch.float32, 1e-4), (32, torch.float32, 1e-4), (64, torch.bfloat16, 0.1)],

@@ -207,7 +207,7 @@ class LaneConvolution {
 
   // The taps of a part of a row of the kernel under which outputs [first, last] of a row find more than padding.
   Range taps_inside(const KernelPart& part, int64_t first, int64_t last) const {
-    const auto columns_to = [&](int64_t input) { return input <= 0 ? 0 : (input + c_.dilation.w - 1) / c_.dilation.w; };
+    const auto columns_to = [&](int64_t input) { return steps_to(input, c_.dilation.w); };
     const int64_t width = (c_.in.w - 1) * c_.spread.w + 1;
     const int64_t before = columns_to(c_.offset.w - last * c_.stride.w);
     const int64_t begin = before < c_.kernel.w ? before / kUnitDepth<operand_t> : kernels_.taps();

@@ -1,17 +1,17 @@
 // The gradients of weight and bias: taps in registers, pixels of a tile one after another.
 // Compiled once for each instruction set by foreach_isa.h after lane_tiles_simd.h, inside a namespace.
 
-// Adds to kTaps taps of kRows rows of the kernel what some rows of dz give. offsets: where each unit of a row of dz
+// Adds to kTaps taps of kRows rows of the kernel what dz gives in rows `rows`. offsets: where each unit of a row of dz
 // finds the inputs under the first tap. Above the first and below the last row of dz are zeros.
 template <typename operand_t, int kRows, int kTaps>
 void correlate_block(const unit_type<operand_t>* x, int64_t x_row, const unit_type<operand_t>* dz, int64_t dz_row,
-                     const int64_t* offsets, int64_t pixels, int64_t rows, acc_type<operand_t>* out, int64_t out_row) {
+                     const int64_t* offsets, int64_t pixels, Range rows, acc_type<operand_t>* out, int64_t out_row) {
   using acc_t = acc_type<operand_t>;
   constexpr int64_t lanes = kLanes<acc_t>;
   const int64_t rows_of_sum = std::max<int64_t>(1, kLongestSum / 2 / pixels);
   // The lower row of taps sees the inputs one row later.
-  for (int64_t row = 0; row < rows + kRows - 1;) {
-    const int64_t end = std::min(row + rows_of_sum, rows + kRows - 1);
+  for (int64_t row = rows.begin; row < rows.end;) {
+    const int64_t end = std::min(row + rows_of_sum, rows.end);
     Vector<acc_t> acc[kRows][kTaps];
     for (int r = 0; r < kRows; ++r) {
       for (int t = 0; t < kTaps; ++t) acc[r][t] = Vector<acc_t>{};
@@ -59,7 +59,8 @@ class LaneCorrelation {
         pixels_(units<operand_t>(c.tile.w)),
         dz_row_(pixels_ * lanes),
         dz_size_((c.tile.h + 2) * dz_row_),
-        x_(c, c.tile, c.dilation.w, c.stride.w, {kWholeMargin, kWholeMargin}),
+        x_(c, c.tile, c.dilation.w, c.stride.w,
+           {0, (kBlockPixels - 1) * c.dilation.w + (kUnitDepth<operand_t> - 1) * c.stride.w}),
         dz_(blocks_of_task(c) * dz_size_),
         natural_(kUnitDepth<operand_t> * dz_row_) {
     for (int64_t i = 0; i < pixels_; ++i) offsets_.push_back(x_[0].offset(i * kUnitDepth<operand_t> * c.stride.w));
@@ -104,15 +105,30 @@ class LaneCorrelation {
     const bool two = c_.stride.h == 1 && c_.dilation.h == 1;
     for (int64_t kh = 0; kh < c_.kernel.h;) {
       const int64_t rows = two && kh + 1 < c_.kernel.h ? 2 : 1;
+      const Range below = inside(kh, kh, c_.dilation.h, c_.stride.h, c_.offset.h - tile.row * c_.stride.h,
+                                 (c_.in.h - 1) * c_.spread.h + 1, tile.rows + rows - 1);
       for_blocks(c_.kernel.w, [&](int64_t kw, int64_t taps) {
+        const Range beside =
+            inside(kw, kw + taps - 1, c_.dilation.w, c_.stride.w, c_.offset.w - tile.column * c_.stride.w,
+                   (c_.in.w - 1) * c_.spread.w + 1, tile.columns);
+        if (beside.begin == beside.end) return;
+        const int64_t first = beside.begin / kUnitDepth<operand_t>;
         const auto correlate = rows == 2 ? correlate_block_of<operand_t, 2>(taps, kAllBlocks)
                                          : correlate_block_of<operand_t, 1>(taps, kAllBlocks);
-        correlate(inputs.row(kh * c_.dilation.h) + kw * lanes, c_.stride.h * inputs.row_step(), dz, dz_row_,
-                  offsets_.data(), units<operand_t>(tile.columns), tile.rows, dweight + (kh * c_.kernel.w + kw) * lanes,
-                  c_.kernel.w * lanes);
+        correlate(inputs.row(kh * c_.dilation.h) + kw * lanes, c_.stride.h * inputs.row_step(), dz + first * lanes,
+                  dz_row_, offsets_.data() + first, units<operand_t>(beside.end) - first, below,
+                  dweight + (kh * c_.kernel.w + kw) * lanes, c_.kernel.w * lanes);
       });
       kh += rows;
     }
+  }
+
+  // Of `outputs` rows or columns those that find more than padding under one of taps [first, last]; offset: of the
+  // first output, to the padding's end.
+  static Range inside(int64_t first, int64_t last, int64_t dilation, int64_t stride, int64_t offset, int64_t inputs,
+                      int64_t outputs) {
+    const int64_t begin = std::min(steps_to(offset - last * dilation, stride), outputs);
+    return {begin, std::clamp(steps_to(offset - first * dilation + inputs, stride), begin, outputs)};
   }
 
   const Correlation<scalar_t>& c_;

@@ -236,8 +236,8 @@ class PaddedTile {
   // One row of the plane, the columns of it that are there, in their natural order.
   void fill_row(const Map<const scalar_t>& map, const scalar_t* from, int64_t width, int64_t spread, int64_t channels,
                 int64_t first, Range there, unit_t* to) {
-    const auto up = [&](int64_t column) { return column <= 0 ? 0 : (column + spread - 1) / spread; };
-    const int64_t begin = std::min(up(first), width), end = std::clamp(up(first + size_.w), begin, width);
+    const int64_t begin = std::min(steps_to(first, spread), width);
+    const int64_t end = std::clamp(steps_to(first + size_.w, spread), begin, width);
     if (begin == end) {
       std::fill(to + there.begin * lanes, to + there.end * lanes, unit_t(0));
     } else if (spread == 1) {
@@ -335,18 +335,18 @@ class TileGroup {
   using unit_t = unit_type<operand_t>;
   static constexpr int64_t lanes = kLanes<unit_t>;
 
-  // Whether tiles are all columns of planes whose rows follow each other without a gap, and none of what else a row may
-  // need.
+  // Whether tiles are all columns of planes whose rows follow each other without a gap and are no whole vectors, and
+  // none of what else a row may need.
   bool takes_planes() const {
     return kUnitDepth<operand_t> == 1 && tiles_[0].is_natural() && margin_ == 0 && c_.spread.h == 1 &&
            c_.spread.w == 1 && c_.x.column_step == 1 && c_.x.row_step == c_.in.w && c_.tile.w == c_.out.w &&
-           c_.in.w > 1;
+           c_.in.w > 1 && c_.in.w % lanes != 0;
   }
 
   // Rows [begin, end) of the inputs of a tile, of which no one is padding: their pixels are one long row.
   void fill_from_planes(const TileOfMap& tile, int64_t begin, int64_t end) {
     if (begin >= end) return;
-    const int64_t row = tile.row - c_.offset.h;
+    const int64_t row = tile.row * c_.stride.h - c_.offset.h;
     load_pixels(c_.x, c_.x.pixel(tile.image, tile.channel, row + begin, 0), tile.channels, (end - begin) * c_.in.w,
                 pixels_.get());
     for (int64_t r = begin; r < end; ++r) {

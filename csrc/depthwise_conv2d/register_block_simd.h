@@ -70,6 +70,9 @@ struct Range {
   }
 };
 
+// How many steps lead from 0 to `place`, or beyond it.
+inline int64_t steps_to(int64_t place, int64_t step) { return place <= 0 ? 0 : (place + step - 1) / step; }
+
 // What is asked for while products run: something for each row and vector, or pixel, of a block.
 struct Ahead {
   const char* data;
