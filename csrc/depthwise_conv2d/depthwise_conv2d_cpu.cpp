@@ -40,6 +40,9 @@ struct Correlation {
   Map<const scalar_t> x;
   const scalar_t* weight;  // (C, 1, KH, KW)
   bool flipped, amx, channels_last;
+
+  // The sizes of u without the zeros around it.
+  Extent plane() const { return {(in.h - 1) * spread.h + 1, (in.w - 1) * spread.w + 1}; }
 };
 
 // residual + scale * act(z + bias) + shift, with zeros behind the parameters up to whole vectors; bias may be null.

@@ -168,7 +168,7 @@ class LaneConvolution {
     const PaddedTile<scalar_t, operand_t>& inputs = x_[block];
     const int64_t row_step = c_.dilation.h * inputs.row_step();
     const LinesAhead ahead = x_.ahead(next, block, row);
-    const int64_t above = c_.offset.h - (tile.row + row) * c_.stride.h, height = (c_.in.h - 1) * c_.spread.h + 1;
+    const int64_t above = c_.offset.h - (tile.row + row) * c_.stride.h, height = c_.plane().h;
     for (const KernelPart& part : parts_) {
       const auto* const x = inputs.row(row * c_.stride.h + part.row * c_.dilation.h) + begin * lanes;
       const auto* const weight = kernels_.unit(tile.channel, part.row, part.column);
@@ -208,10 +208,9 @@ class LaneConvolution {
   // The taps of a part of a row of the kernel under which outputs [first, last] of a row find more than padding.
   Range taps_inside(const KernelPart& part, int64_t first, int64_t last) const {
     const auto columns_to = [&](int64_t input) { return steps_to(input, c_.dilation.w); };
-    const int64_t width = (c_.in.w - 1) * c_.spread.w + 1;
     const int64_t before = columns_to(c_.offset.w - last * c_.stride.w);
     const int64_t begin = before < c_.kernel.w ? before / kUnitDepth<operand_t> : kernels_.taps();
-    const int64_t end = units<operand_t>(columns_to(width + c_.offset.w - first * c_.stride.w));
+    const int64_t end = units<operand_t>(columns_to(c_.plane().w + c_.offset.w - first * c_.stride.w));
     const int64_t inside = std::clamp<int64_t>(begin - part.column, 0, part.columns);
     return {inside, std::clamp(end - part.column, inside, part.columns)};
   }

@@ -105,12 +105,11 @@ class LaneCorrelation {
     const bool two = c_.stride.h == 1 && c_.dilation.h == 1;
     for (int64_t kh = 0; kh < c_.kernel.h;) {
       const int64_t rows = two && kh + 1 < c_.kernel.h ? 2 : 1;
-      const Range below = inside(kh, kh, c_.dilation.h, c_.stride.h, c_.offset.h - tile.row * c_.stride.h,
-                                 (c_.in.h - 1) * c_.spread.h + 1, tile.rows + rows - 1);
+      const Range below = inside(kh, kh, c_.dilation.h, c_.stride.h, c_.offset.h - tile.row * c_.stride.h, c_.plane().h,
+                                 tile.rows + rows - 1);
       for_blocks(c_.kernel.w, [&](int64_t kw, int64_t taps) {
-        const Range beside =
-            inside(kw, kw + taps - 1, c_.dilation.w, c_.stride.w, c_.offset.w - tile.column * c_.stride.w,
-                   (c_.in.w - 1) * c_.spread.w + 1, tile.columns);
+        const Range beside = inside(kw, kw + taps - 1, c_.dilation.w, c_.stride.w,
+                                    c_.offset.w - tile.column * c_.stride.w, c_.plane().w, tile.columns);
         if (beside.begin == beside.end) return;
         const int64_t first = beside.begin / kUnitDepth<operand_t>;
         const auto correlate = rows == 2 ? correlate_block_of<operand_t, 2>(taps, kAllBlocks)

@@ -288,8 +288,7 @@ class TileGroup {
     for (int64_t block = 0; block < blocks_of_task(c); ++block) {
       tiles_.emplace_back(Extent{input_size(outputs.h, c.stride.h, c.kernel.h, c.dilation.h),
                                  input_size(outputs.w, c.stride.w, c.kernel.w, c.dilation.w)},
-                          Extent{(c.in.h - 1) * c.spread.h + 1, (c.in.w - 1) * c.spread.w + 1}, phases, pair_step,
-                          margin);
+                          c.plane(), phases, pair_step, margin);
     }
     if (!takes_planes()) return;
     pixels_ = Scratch<unit_t>(std::min(rows_under(outputs.h), c.in.h) * c.in.w * lanes);
@@ -316,7 +315,7 @@ class TileGroup {
     const int64_t row = tile.row * c_.stride.h - c_.offset.h, column = tile.column * c_.stride.w - c_.offset.w;
     const bool together = c_.x.channel_step == 1 && tile.channels == kNeighbours * lanes && c_.spread.h == 1 &&
                           c_.spread.w == 1 && tiles_[0].is_natural();
-    const int64_t last = (c_.in.h - 1) * c_.spread.h;
+    const int64_t last = c_.plane().h - 1;
     for (auto& padded : tiles_) padded.move_to(row, column);
     if (pixels_.get() != nullptr) return fill_from_planes(tile, std::max(begin, -row), std::min(end, c_.in.h - row));
     for (int64_t r = std::max(begin, -margin_ - row); r < std::min(end, last + margin_ + 1 - row); ++r) {
